@@ -1,0 +1,26 @@
+"""Optax optimizers that set their own learning rate and use curvature."""
+
+from gen_optax import problems as problems
+from gen_optax.alias import gen_adam as gen_adam
+from gen_optax.alias import gen_adamw as gen_adamw
+from gen_optax.alias import gen_lion as gen_lion
+from gen_optax.alias import gen_momentum as gen_momentum
+from gen_optax.alias import gen_sgd as gen_sgd
+from gen_optax.alias import generalized_newton as generalized_newton
+from gen_optax.averaging import average_parameters as average_parameters
+from gen_optax.averaging import averaged_parameters as averaged_parameters
+from gen_optax.gen.guard import skip_implausible as skip_implausible
+from gen_optax.gen.transform import GenInfo as GenInfo
+from gen_optax.gen.transform import ScaleByGenPaperState as ScaleByGenPaperState
+from gen_optax.gen.transform import ScaleByGenState as ScaleByGenState
+from gen_optax.gen.transform import scale_by_gen as scale_by_gen
+from gen_optax.gen.transform import scale_by_gen_paper as scale_by_gen_paper
+from gen_optax.oracle.closures import average_over as average_over
+from gen_optax.oracle.closures import check_value_fn as check_value_fn
+from gen_optax.oracle.closures import keep_extra_args as keep_extra_args
+from gen_optax.oracle.closures import rename_extra_args as rename_extra_args
+from gen_optax.oracle.closures import with_full_params as with_full_params
+from gen_optax.oracle.hessian import hvp as hvp
+from gen_optax.training import StepResult as StepResult
+from gen_optax.training import make_step as make_step
+from gen_optax.training import metrics as metrics

@@ -1,0 +1,1 @@
+"""GeN: the learning rate from the loss along the update."""

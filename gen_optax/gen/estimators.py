@@ -1,0 +1,112 @@
+"""The four ways to learn slope and curvature along an update.
+
+| name            | slope            | curvature        | extra cost       |
+| --------------- | ---------------- | ---------------- | ---------------- |
+| `"known_slope"` | -<grad, update>  | fitted to losses | 1 forward pass   |
+| `"fit"`         | fitted to losses | fitted to losses | 2 forward passes |
+| `"forward"`     | exact            | exact            | 3 to 4 F, no B   |
+| `"hvp"`         | exact            | exact            | about 2 (F + B)  |
+
+The passes of the two fits are those of their default probes; a loss at zero
+that the caller did not hand over is one more.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from gen_optax.gen import fit as fits
+from gen_optax.oracle import hessian, line, trees
+
+Estimator = Literal["known_slope", "fit", "forward", "hvp"]
+Estimate = Callable[..., fits.LineFit]
+
+DEFAULT_PROBES = {"known_slope": (1.0,), "fit": (-1.0, 1.0)}
+
+
+def make_estimate(
+  estimator: Estimator,
+  probes: Sequence[float] | None,
+  degree: int,
+  evaluate: line.Evaluate,
+  rounding: float = fits.ROUNDING,
+) -> Estimate:
+  """`estimate(value_fn, params, direction, rate, value, slope) -> LineFit`.
+
+  Raises `ValueError` where the configuration determines no fit.
+  """
+  if evaluate not in ("vmap", "map"):
+    raise ValueError(f'evaluate must be "vmap" or "map", got {evaluate!r}.')
+  if estimator in DEFAULT_PROBES:
+    known_slope = estimator == "known_slope"
+    if probes is None:
+      probes = DEFAULT_PROBES[estimator]
+    probes = fits.check_probes(probes, degree, known_slope)
+    return _fitted(probes, degree, evaluate, known_slope, rounding)
+  if estimator in ("forward", "hvp"):
+    if probes is not None:
+      raise ValueError(
+        f"probes={probes!r} mean nothing to estimator={estimator!r}, which "
+        "evaluates no losses along the line; leave probes=None."
+      )
+    exact = (
+      line.exact_by_forward_mode
+      if estimator == "forward"
+      else hessian.exact_by_hvp
+    )
+    return _exact(exact)
+  raise ValueError(
+    'estimator must be "known_slope", "fit", "forward" or "hvp", got '
+    f"{estimator!r}."
+  )
+
+
+def _fitted(probes, degree, evaluate, known_slope, rounding) -> Estimate:
+  def estimate(value_fn, params, direction, rate, value, slope):
+    points = probes
+    if not _same_computation(value, params):
+      points = (0.0, *probes)
+    steps = rate * jnp.asarray(points, rate.dtype)
+    losses = line.losses(value_fn, params, direction, steps, evaluate)
+    if points is probes:
+      value = jnp.asarray(value, losses.dtype)
+    else:
+      value, losses = losses[0], losses[1:]
+    return fits.fit_losses(
+      probes,
+      losses,
+      value,
+      rate,
+      degree=degree,
+      slope=slope if known_slope else None,
+      rounding=rounding,
+    )
+
+  return estimate
+
+
+def _exact(derivatives) -> Estimate:
+  def estimate(value_fn, params, direction, rate, value, slope):
+    del value, slope
+    found = derivatives(value_fn, params, direction)
+    return fits.exact_fit(found.first, found.second, rate.dtype)
+
+  return estimate
+
+
+def _same_computation(value, params) -> bool:
+  """Whether `value` can stand for the loss at zero on the probed line.
+
+  Probes of parameters below float32 run in float32. Their loss at zero differs
+  from `value` by rounding of the size of the step: reusing `value` gave eta* =
+  1.03 where the truth was 7.18.
+  """
+  if value is None:
+    return False
+  return all(
+    trees.at_least_float32(leaf.dtype) == leaf.dtype
+    for leaf in jax.tree.leaves(params)
+    if trees.is_float(leaf)
+  )

@@ -1,0 +1,189 @@
+"""A fit and the running averages -> the next learning rate. Pure functions.
+
+A rule is a function from a `LineFit` and what it remembers to a rate. Two stand
+here: `average_and_divide`, the default, and `paper_rule`, Algorithm 1 of GeN.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gen_optax.gen.fit import LineFit
+
+# The rate moves by at most this factor in one fit. 2 is too slow to escape a
+# curvature that explodes (Rosenbrock with momentum), no bound fails Beale.
+MAX_RATIO = 10.0
+# Averaging constant of the slope on fresh data.
+FRESH_SMOOTHING = 0.97
+# The least share of the average slope that fresh data can leave standing.
+FRESH_FLOOR = 0.1
+# A fit counts for at most this many average ones.
+MAX_INFLUENCE = 1e3
+# Bounds that keep ten-fold moves inside float32.
+MIN_RATE, MAX_RATE = 1e-30, 1e30
+
+
+class Averages(NamedTuple):
+  """What the default rule remembers, all scalars.
+
+  Attributes:
+    slope: running average of b, started at zero.
+    curvature: running average of A, started at zero.
+    weight: what the same average makes of ones: `slope / weight` is unbiased.
+    fresh_slope: running average of b as the next batch sees it.
+    fresh_weight: its weight.
+    size: running average of the squared norm of the update.
+  """
+
+  slope: jax.Array
+  curvature: jax.Array
+  weight: jax.Array
+  fresh_slope: jax.Array
+  fresh_weight: jax.Array
+  size: jax.Array
+
+
+def no_averages(dtype) -> Averages:
+  """Averages of nothing."""
+  return Averages(*(jnp.zeros((), dtype) for _ in Averages._fields))
+
+
+def _debiased(average, weight):
+  return average / jnp.where(weight > 0, weight, 1.0)
+
+
+def mean_curvature(averages: Averages) -> jax.Array:
+  """The unbiased average of A; zero before the first fit."""
+  return _debiased(averages.curvature, averages.weight)
+
+
+def influence(slope, curvature, averages: Averages, rate) -> jax.Array:
+  """How many average fits a fit weighs, measured over a step of `rate`.
+
+  (|b| + |A| rate / 2) over the same of the averages; 1 before the first fit.
+  """
+
+  def weigh(b, a):
+    return jnp.abs(b) + jnp.abs(a) * rate / 2
+
+  usual = weigh(
+    _debiased(averages.slope, averages.weight), mean_curvature(averages)
+  )
+  known = usual > 0
+  weight = weigh(slope, curvature) / jnp.where(known, usual, 1.0)
+  return jnp.where(known, weight, 1.0)
+
+
+def search_step(fit: LineFit, rate, low, high):
+  """One step of the search for a rate that the line itself supports.
+
+  Goes to the parabola's optimum, at most ten times away. Where the line is far
+  from a parabola that alone runs in circles (a quartic: 0.05, 0.5, 0.05, ...),
+  so a proposal outside the bracket known so far gives way to its middle.
+
+  Args:
+    fit: the fit at `rate`.
+    rate: the trial rate.
+    low: the largest rate known to be too short, zero before the first.
+    high: the smallest rate known to be too long, infinite before the first.
+
+  Returns:
+    `(next_rate, low, high, found, hopeless)`: found where the optimum lies
+    within a factor of two of `rate`, which implies that the loss at `rate` is
+    no higher than at zero; hopeless where the line goes uphill, by its slope
+    or at every rate that rounding lets one see.
+  """
+  ratio = jnp.where(fit.curvature > 0, fit.optimum / rate, MAX_RATIO)
+  ratio = jnp.where(fit.finite, ratio, 1 / MAX_RATIO)
+  # A slope that the losses contradict: they rise at each shorter rate until
+  # the bend is rounding.
+  unseen = (fit.curvature == 0) & jnp.isfinite(high)
+  hopeless = fit.finite & ((fit.slope < 0) | unseen)
+  found = fit.finite & (fit.slope > 0) & (ratio >= 0.5) & (ratio <= 2.0)
+  low = jnp.where(ratio > 2.0, rate, low)
+  high = jnp.where(ratio < 0.5, rate, high)
+  proposal = rate * jnp.clip(ratio, 1 / MAX_RATIO, MAX_RATIO)
+  inside = (low < proposal) & (proposal < high)
+  # sqrt(low) sqrt(high): their product may leave float32.
+  middle = jnp.sqrt(low) * jnp.sqrt(high)
+  proposal = jnp.where(inside | ~jnp.isfinite(middle), proposal, middle)
+  return jnp.clip(proposal, MIN_RATE, MAX_RATE), low, high, found, hopeless
+
+
+def average_fresh_slope(averages: Averages, fresh) -> Averages:
+  """Takes in the slope of the last update as this batch sees it."""
+  keep = FRESH_SMOOTHING
+  return averages._replace(
+    fresh_slope=keep * averages.fresh_slope + (1 - keep) * fresh,
+    fresh_weight=keep * averages.fresh_weight + (1 - keep),
+  )
+
+
+def average_size(averages: Averages, size, smoothing) -> Averages:
+  """Takes in the squared norm of an update that was taken."""
+  mixed = smoothing * averages.size + (1 - smoothing) * size
+  return averages._replace(size=jnp.where(averages.size > 0, mixed, size))
+
+
+def average_and_divide(
+  fit: LineFit, averages: Averages, rate: jax.Array, smoothing
+):
+  """The default rule: average slope and curvature apart, then divide.
+
+      B <- smoothing B + (1 - smoothing) b,   A likewise,
+      b' = clip(F, B / 10, B)  with F the average slope on fresh data,
+      rate <- clip(b' / A, rate / 10, 10 rate)   if b' > 0 and A > 0,
+              10 rate                            if b' > 0 and A <= 0,
+              rate                               if b' <= 0.
+
+  Algorithm 1 averages the ratios b / A. Late in training most batches are easy
+  and have A near 0, their ratios dominate the mean, and the rate explodes; here
+  the rare hard batches dominate A. b is measured on the batch that made the
+  direction and is too large by that batch's noise; F is not.
+
+  Args:
+    fit: a finite fit at `rate`.
+    averages: the averages before it; their `fresh_slope` includes this batch.
+    rate: the rate that the fit probed.
+    smoothing: averaging constant of B and A, in [0, 1).
+
+  Returns:
+    `(rate, averages, accepted)`.
+  """
+  before = averages
+  weight = influence(fit.slope, fit.curvature, before, rate)
+  share = jnp.minimum(1.0, MAX_INFLUENCE / jnp.maximum(weight, 1.0))
+  mix = lambda old, new: smoothing * old + (1 - smoothing) * new
+  averages = before._replace(
+    slope=mix(before.slope, share * fit.slope),
+    curvature=mix(before.curvature, share * fit.curvature),
+    weight=mix(before.weight, 1.0),
+  )
+
+  slope = averages.slope
+  fresh = _debiased(averages.fresh_slope, averages.fresh_weight)
+  fresh = jnp.clip(fresh * averages.weight, FRESH_FLOOR * slope, slope)
+  use_fresh = (before.weight > 0) & (averages.fresh_weight > 0) & (slope > 0)
+  slope = jnp.where(use_fresh, fresh, slope)
+
+  curved = averages.curvature > 0
+  optimum = slope / jnp.where(curved, averages.curvature, 1.0)
+  optimum = jnp.clip(optimum, rate / MAX_RATIO, rate * MAX_RATIO)
+  proposal = jnp.where(curved, optimum, rate * MAX_RATIO)
+  accepted = slope > 0
+  proposal = jnp.clip(proposal, MIN_RATE, MAX_RATE)
+  return jnp.where(accepted, proposal, rate), averages, accepted
+
+
+def paper_rule(fit: LineFit, rate: jax.Array, smoothing):
+  """Lines 8 and 9 of Algorithm 1: average the optima, hold on rejection.
+
+      rate <- smoothing rate + (1 - smoothing) b / A   if A > 0 and b > 0.
+
+  Returns:
+    `(rate, accepted)`.
+  """
+  accepted = (fit.curvature > 0) & (fit.slope > 0)
+  mixed = smoothing * rate + (1 - smoothing) * fit.optimum
+  return jnp.where(accepted, mixed, rate), accepted

@@ -1,0 +1,1 @@
+"""What a loss closure can be asked."""

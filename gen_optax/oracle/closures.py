@@ -1,0 +1,234 @@
+"""The contract of the loss closure, and adapters to it.
+
+Every stage reads one closure, `value_fn`: the loss as a function of the
+parameters alone, closed over the batch and the random key of this step.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gen_optax.oracle.line import ValueFn, scalar_loss
+
+_CALL = (
+  "tx.update(updates, state, params, value=value, grad=grad, value_fn=value_fn)"
+)
+_REMEDY = {
+  "params": "the parameters as third argument",
+  "grad": "the raw gradient as grad=",
+  "value_fn": (
+    "the loss as value_fn=, a function of the parameters alone that closes "
+    "over this step's batch and random key"
+  ),
+}
+
+
+def require(stage: str, **arguments):
+  """Raises `ValueError` for the first of `arguments` that is None."""
+  for name, argument in arguments.items():
+    if argument is None:
+      raise ValueError(
+        f"{stage} needs {name}: pass {_REMEDY[name]}, as in {_CALL}."
+      )
+
+
+def check_value_fn(
+  value_fn: ValueFn, params: optax.Params, value: jax.Array | None = None
+) -> None:
+  """Checks a loss closure before the first step, outside `jax.jit`.
+
+  Calls it twice and compares: a closure that draws a fresh dropout mask, reads
+  another batch, or lacks a regulariser of the trained loss gives differences
+  along the line that are not the loss's own, and a fit to them is noise.
+
+  Args:
+    value_fn: the loss as a function of the parameters alone.
+    params: the parameters.
+    value: the loss at `params` as the training step computed it.
+
+  Raises:
+    ValueError: `value_fn` is not callable, does not return one real scalar, is
+      not finite, differs between two calls, or differs from `value`.
+
+  Cost: two forward passes.
+
+  Example:
+
+    >>> import jax.numpy as jnp
+    >>> from gen_optax import check_value_fn
+    >>> check_value_fn(lambda w: jnp.sum(w**2), jnp.ones(3), value=3.0)
+  """
+  if not callable(value_fn):
+    raise ValueError(
+      f"value_fn must be a function of the parameters, got {value_fn!r}."
+    )
+  first = scalar_loss(value_fn, params)
+  second = scalar_loss(value_fn, params)
+  if not jnp.isfinite(first):
+    raise ValueError(f"value_fn(params) is {first}, not a finite loss.")
+  if first != second:
+    raise ValueError(
+      f"value_fn returned {first} and then {second} for the same parameters: "
+      "close over one batch and one random key per step."
+    )
+  if value is None:
+    return
+  # Two compilations of one loss differ by rounding: a few hundred eps.
+  eps = max(float(jnp.finfo(jnp.result_type(value, jnp.float32)).eps), 1e-7)
+  lowest = optax.tree.dtype(params, "lowest")
+  if lowest is not None and jnp.issubdtype(lowest, jnp.floating):
+    eps = max(eps, float(jnp.finfo(lowest).eps))
+  if not abs(first - value) <= 300 * eps * max(abs(first), abs(value)):
+    raise ValueError(
+      f"value_fn(params) is {first}, but value is {value}: both must be the "
+      "same loss on the same batch with the same random key and the same "
+      "regularisers."
+    )
+
+
+def with_full_params(
+  inner: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+  """Lets a stage inside `optax.masked` or `optax.partition` call `value_fn`.
+
+  Such a stage sees `optax.MaskedNode` where other groups have their leaves, so
+  the closure fails on its parameters, or quietly computes another loss. The
+  wrapper fills the other groups in, frozen at their current values. That suits
+  curvature of one block. A step size fitted that way ignores that the groups
+  move together: put `scale_by_gen` outside.
+
+  `optax.partition` masks `params` before the wrapped stage sees them, so the
+  wrapper goes around the partition; `value_fn` is completed inside.
+
+  Args:
+    inner: a transformation that may hold closure-reading stages in `masked`,
+      `partition` or `selective_transform`.
+
+  Returns:
+    The same transformation, whose `update` needs `params` and `value_fn`.
+
+  Raises:
+    ValueError: `params` or `value_fn` is missing.
+
+  Example:
+
+    >>> import jax, jax.numpy as jnp, optax, gen_optax
+    >>> groups = {"x": optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen(
+    ...   estimator="fit", fresh_slope=False)), "y": optax.sgd(0.1)}
+    >>> tx = gen_optax.with_full_params(
+    ...   optax.partition(groups, {"w": "x", "b": "y"}))
+    >>> loss = lambda p: jnp.sum((p["w"] + p["b"] - 1.0) ** 2)
+    >>> params = {"w": jnp.zeros(2), "b": jnp.zeros(2)}
+    >>> updates, _ = tx.update(
+    ...   jax.grad(loss)(params), tx.init(params), params, value_fn=loss)
+    >>> print(updates["w"])
+    [1. 1.]
+  """
+  inner = optax.with_extra_args_support(inner)
+
+  def update_fn(updates, state, params=None, *, value_fn=None, **extra_args):
+    require("with_full_params", params=params, value_fn=value_fn)
+    return inner.update(
+      updates,
+      state,
+      params,
+      value_fn=lambda p: value_fn(_fill_masked(p, params)),
+      **extra_args,
+    )
+
+  return optax.GradientTransformationExtraArgs(inner.init, update_fn)
+
+
+def _fill_masked(masked, full):
+  is_masked = lambda node: isinstance(node, optax.MaskedNode)
+  return jax.tree.map(
+    lambda m, f: f if is_masked(m) else m, masked, full, is_leaf=is_masked
+  )
+
+
+def keep_extra_args(
+  tx: optax.GradientTransformation, *names: str
+) -> optax.GradientTransformationExtraArgs:
+  """Hands only the named extra arguments on to `tx`.
+
+  optax's line searches raise on arguments that they do not read; this lets
+  them stand in one chain with stages that read others.
+
+  Args:
+    tx: the transformation to shield.
+    names: the extra arguments that it reads.
+
+  Returns:
+    `tx`, deaf to all other extra arguments.
+
+  Example:
+
+    >>> import optax, gen_optax
+    >>> search = gen_optax.keep_extra_args(
+    ...   optax.scale_by_backtracking_linesearch(10),
+    ...   "value", "grad", "value_fn")
+  """
+  tx = optax.with_extra_args_support(tx)
+
+  def update_fn(updates, state, params=None, **extra_args):
+    kept = {name: x for name, x in extra_args.items() if name in names}
+    return tx.update(updates, state, params, **kept)
+
+  return optax.GradientTransformationExtraArgs(tx.init, update_fn)
+
+
+def rename_extra_args(
+  tx: optax.GradientTransformation, **names: str
+) -> optax.GradientTransformationExtraArgs:
+  """Hands extra arguments on to `tx` under the names that it reads.
+
+  Args:
+    tx: a transformation that reads other names than this package, for example
+      `optax.contrib.sophia`, which calls the loss `obj_fn`.
+    names: `its_name="our_name"` for each argument.
+
+  Returns:
+    `tx`, taking our names beside its own.
+
+  Example:
+
+    >>> import optax, gen_optax
+    >>> tx = gen_optax.rename_extra_args(
+    ...   optax.contrib.sophia(1e-3), obj_fn="value_fn")
+  """
+  tx = optax.with_extra_args_support(tx)
+
+  def update_fn(updates, state, params=None, **extra_args):
+    for theirs, ours in names.items():
+      if ours in extra_args:
+        extra_args.setdefault(theirs, extra_args[ours])
+    return tx.update(updates, state, params, **extra_args)
+
+  return optax.GradientTransformationExtraArgs(tx.init, update_fn)
+
+
+def average_over(value_fn: ValueFn, axis_name: str) -> ValueFn:
+  """The closure averaged over a mapped axis, for `shard_map` and `pmap`.
+
+  Each device sees its part of the batch. A closure that is not averaged sends
+  each device its own way.
+
+  Args:
+    value_fn: the loss of this device's part of the batch.
+    axis_name: the mapped axis, or a tuple of axes.
+
+  Returns:
+    A closure that gives every device the same loss.
+
+  Cost: one all-reduce of a scalar for each evaluation.
+
+  Example:
+
+    >>> import jax, jax.numpy as jnp
+    >>> from gen_optax import average_over
+    >>> jax.vmap(
+    ...   lambda x: average_over(lambda w: w * x, "data")(2.0),
+    ...   axis_name="data")(jnp.array([1.0, 3.0]))
+    Array([4., 4.], dtype=float32)
+  """
+  return lambda params: jax.lax.pmean(value_fn(params), axis_name)

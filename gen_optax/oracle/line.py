@@ -1,0 +1,118 @@
+"""What a loss closure can be asked about the line through the parameters.
+
+Everything here is a function of the step size s along a fixed direction u,
+
+    phi(s) = value_fn(params + s u),
+
+so a positive s moves the way that the optimizer's update points.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gen_optax.oracle import trees
+
+ValueFn = Callable[[optax.Params], jax.Array]
+Evaluate = Literal["vmap", "map"]
+
+
+class Slope(NamedTuple):
+  """phi(0), phi'(0) and phi''(0)."""
+
+  value: jax.Array
+  first: jax.Array
+  second: jax.Array
+
+
+def point(params, direction, step):
+  """`params + step * direction`, at least float32 in every leaf.
+
+  Below float32 a probe is rounded back onto the parameters, and the fit reads
+  rounding: with bfloat16 parameters a step of relative size 1e-3 vanishes.
+  """
+
+  def leaf_point(p, u):
+    if not trees.is_float(p):
+      return p
+    wide = trees.at_least_float32(p.dtype)
+    s = jnp.asarray(step).astype(jnp.finfo(wide).dtype)
+    return p.astype(wide) + s * u.astype(wide)
+
+  return jax.tree.map(leaf_point, params, direction)
+
+
+def scalar_loss(value_fn: ValueFn, params) -> jax.Array:
+  """`value_fn(params)`, or an error that says how to make it a scalar."""
+  loss = value_fn(params)
+  shape = getattr(loss, "shape", None)
+  if isinstance(loss, (int, float)):
+    return jnp.asarray(loss, jnp.float32)
+  if shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+    got = jax.tree.map(
+      lambda x: jax.typeof(x) if hasattr(x, "dtype") else type(x), loss
+    )
+    raise ValueError(
+      f"value_fn must return one real scalar, the loss; it returned {got}. "
+      "Reduce it with jnp.mean, and drop auxiliary output: "
+      "value_fn=lambda p: loss_fn(p)[0]."
+    )
+  return loss.astype(trees.at_least_float32(loss.dtype))
+
+
+def losses(
+  value_fn: ValueFn,
+  params: optax.Params,
+  direction: optax.Updates,
+  steps: jax.Array,
+  evaluate: Evaluate = "vmap",
+) -> jax.Array:
+  """The losses phi(s) at each of `steps`.
+
+  Args:
+    value_fn: the loss as a function of the parameters alone.
+    params: the point where the line starts.
+    direction: the direction u, a tree like `params`.
+    steps: step sizes, shape (k,).
+    evaluate: "vmap" evaluates all points at once: k perturbed copies of the
+      parameters and k sets of activations live together, and every matrix
+      product becomes a batched one. "map" evaluates one after the other: one
+      perturbed copy.
+
+  Returns:
+    Losses in at least float32, shape (k,). Costs k forward passes.
+  """
+
+  def at(step):
+    return scalar_loss(value_fn, point(params, direction, step))
+
+  if steps.shape[0] == 1:
+    return at(steps[0])[None]
+  if evaluate == "vmap":
+    return jax.vmap(at)(steps)
+  return jax.lax.map(at, steps)
+
+
+def exact_by_forward_mode(
+  value_fn: ValueFn, params: optax.Params, direction: optax.Updates
+) -> Slope:
+  """phi(0), phi'(0), phi''(0) by forward mode inside forward mode.
+
+  No activation is kept and nothing is subtracted, so it is exact where a fit
+  drowns in rounding. Costs about 3 to 4 forward passes and their memory twice.
+  """
+
+  def phi(step):
+    return scalar_loss(value_fn, point(params, direction, step))
+
+  def value_and_slope(step):
+    return jax.jvp(phi, (step,), (jnp.ones_like(step),))
+
+  zero = jnp.zeros((), trees.scalar_dtype(params))
+  (value, first), (_, second) = jax.jvp(
+    value_and_slope, (zero,), (jnp.ones_like(zero),)
+  )
+  return Slope(value, first, second)

@@ -1,0 +1,78 @@
+"""The few operations on trees of arrays that `optax.tree` lacks.
+
+They stay in tree space, leaf by leaf, so that a sharded leaf is never gathered,
+and they accumulate in at least float32, whatever the leaves hold.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def is_float(leaf) -> bool:
+  """Whether a leaf can be moved along a line: real or complex floating."""
+  return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+def at_least_float32(dtype) -> jnp.dtype:
+  """The dtype in which a leaf of `dtype` is probed."""
+  return jnp.promote_types(dtype, jnp.float32)
+
+
+def scalar_dtype(tree) -> jnp.dtype:
+  """The real dtype in which scalars derived from `tree` are kept."""
+  dtype = jnp.dtype(jnp.float32)
+  for leaf in jax.tree.leaves(tree):
+    if is_float(leaf):
+      real = jnp.finfo(jnp.result_type(leaf)).dtype
+      dtype = jnp.promote_types(dtype, real)
+  return dtype
+
+
+def vdot(a, b, dtype) -> jax.Array:
+  """Re<a, b>, accumulated in `dtype`.
+
+  `optax.tree.vdot` ravels each leaf, which an Explicit mesh refuses and which
+  costs a gather on a sharded one.
+  """
+
+  def leaf_dot(x, y):
+    if not (is_float(x) and is_float(y)):
+      return jnp.zeros((), dtype)
+    wide = at_least_float32(jnp.promote_types(x.dtype, y.dtype))
+    product = jnp.conj(x).astype(wide) * y.astype(wide)
+    return jnp.sum(jnp.real(product)).astype(dtype)
+
+  total = jnp.zeros((), dtype)
+  for term in jax.tree.leaves(jax.tree.map(leaf_dot, a, b)):
+    total = total + term
+  return total
+
+
+def scale(tree, factor):
+  """`factor * tree`, each leaf multiplied in >= float32, in its own dtype.
+
+  A zero factor gives zeros even where the leaf is NaN or infinite: a withheld
+  step must not carry them on.
+  """
+
+  def leaf_scale(x):
+    if not is_float(x):
+      return x
+    wide = at_least_float32(x.dtype)
+    step = factor.astype(jnp.finfo(wide).dtype) * x.astype(wide)
+    return jnp.where(factor == 0, jnp.zeros_like(step), step).astype(x.dtype)
+
+  return jax.tree.map(leaf_scale, tree)
+
+
+def select(predicate, if_true, if_false):
+  """`jnp.where` with one scalar predicate on every pair of leaves."""
+  return jax.tree.map(
+    lambda x, y: jnp.where(predicate, x, y), if_true, if_false
+  )
+
+
+def zeros_like(tree):
+  """Zeros in the shape and dtype of `tree`, never the same buffers."""
+  return optax.tree.zeros_like(tree)

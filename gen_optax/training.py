@@ -1,0 +1,133 @@
+"""A training step from a loss function, in plain JAX."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+
+class StepResult(NamedTuple):
+  """What a training step returns.
+
+  Attributes:
+    params: the parameters after the step.
+    opt_state: the optimizer's state after the step.
+    value: the loss before the step.
+    aux: the loss function's second output; None without `has_aux`.
+    metrics: what the optimizer's stages report, flat, ready for a logger.
+  """
+
+  params: optax.Params
+  opt_state: optax.OptState
+  value: jax.Array
+  aux: Any
+  metrics: dict[str, jax.Array]
+
+
+def make_step(
+  loss_fn: Callable[..., Any],
+  optimizer: optax.GradientTransformation,
+  *,
+  has_aux: bool = False,
+  donate: bool = True,
+) -> Callable[..., StepResult]:
+  """Builds a jitted step that hands the optimizer the loss as a closure.
+
+  The step computes value and gradient once, closes the loss over the same
+  arguments (batch, dropout key, model state), and calls
+
+      optimizer.update(grad, opt_state, params,
+                       value=value, grad=grad, value_fn=value_fn)
+
+  Args:
+    loss_fn: `loss_fn(params, *args)` returns the loss, a scalar, or with
+      `has_aux` a pair of it and anything else (new batch statistics, logits).
+      Random keys must be among `args`: one key for the step and all its probes.
+    optimizer: any optax transformation; extra arguments that it does not read
+      do not reach it.
+    has_aux: whether `loss_fn` returns a pair.
+    donate: whether the step may overwrite the parameters and the state that it
+      is given. Keep only the returned ones.
+
+  Returns:
+    `step(params, opt_state, *args) -> StepResult`.
+
+  Cost: that of the optimizer and one evaluation of value and gradient.
+
+  Example:
+
+    >>> import jax.numpy as jnp, gen_optax
+    >>> loss_fn = lambda w, x: jnp.mean((x @ w - 1.0) ** 2)
+    >>> tx = gen_optax.gen_momentum()
+    >>> step = gen_optax.make_step(loss_fn, tx)
+    >>> w, x = jnp.zeros(2), jnp.eye(2)
+    >>> state = tx.init(w)
+    >>> for _ in range(50):
+    ...   w, state, value, _, metrics = step(w, state, x)
+    >>> bool(value < 0.01), sorted(metrics)[3]
+    (True, 'gen/optimum')
+  """
+  optimizer = optax.with_extra_args_support(optimizer)
+
+  def step(params, opt_state, *args):
+    found, grad = jax.value_and_grad(loss_fn, has_aux=has_aux)(params, *args)
+    value, aux = found if has_aux else (found, None)
+
+    def value_fn(p):
+      loss = loss_fn(p, *args)
+      return loss[0] if has_aux else loss
+
+    updates, opt_state = optimizer.update(
+      grad, opt_state, params, value=value, grad=grad, value_fn=value_fn
+    )
+    params = optax.apply_updates(params, updates)
+    return StepResult(params, opt_state, value, aux, metrics(opt_state))
+
+  return jax.jit(step, donate_argnums=(0, 1) if donate else ())
+
+
+def metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
+  """What the stages of a chain report, as a flat dict of scalars.
+
+  Each stage whose state holds an `info` gives its fields and its
+  `learning_rate` under a prefix made of its name: `ScaleByGenState` reports as
+  `gen/learning_rate`, `gen/slope`, ... A second stage of one name counts on:
+  `gen_2/...`.
+
+  Args:
+    opt_state: any optimizer state.
+
+  Returns:
+    Name to scalar, in the order of the chain.
+
+  Example:
+
+    >>> import jax.numpy as jnp, gen_optax
+    >>> state = gen_optax.gen_adam().init(jnp.zeros(3))
+    >>> print(gen_optax.metrics(state)["gen/learning_rate"])
+    0.001
+  """
+  flat, seen = {}, {}
+  for state in _reporting(opt_state):
+    name = re.sub(r"^ScaleBy|State$", "", type(state).__name__)
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+    seen[name] = seen.get(name, 0) + 1
+    prefix = name if seen[name] == 1 else f"{name}_{seen[name]}"
+    if hasattr(state, "learning_rate"):
+      flat[f"{prefix}/learning_rate"] = state.learning_rate
+    for field, entry in zip(state.info._fields, state.info, strict=True):
+      flat[f"{prefix}/{field}"] = entry
+  return flat
+
+
+def _reporting(state) -> Iterator[Any]:
+  """The states within `state` that hold an `info`, in order."""
+  if isinstance(state, tuple) and hasattr(state, "info"):
+    yield state
+  if isinstance(state, dict):
+    state = tuple(state.values())
+  if isinstance(state, (tuple, list)):
+    for part in state:
+      yield from _reporting(part)

@@ -1,0 +1,105 @@
+"""optax's own suite for contributed optimizers, run on our chains.
+
+The suite ships in optax's wheel. It hands the objective only to an optimizer
+named "sophia", as `obj_fn`; so ours borrow that name for the length of a check.
+"""
+
+import functools
+from unittest import mock
+
+import jax
+import optax
+import pytest
+
+import gen_optax
+
+# The suite is optax's; it is not imported for use.
+common = pytest.importorskip("optax.contrib._common_test")
+
+READY_MADE = {
+  name: getattr(gen_optax, name)
+  for name in ("gen_sgd", "gen_momentum", "gen_adam", "gen_adamw", "gen_lion")
+}
+
+TARGETS = ("parabola", "rosenbrock", "matrix_parabola", "mixed_tensor_target")
+AXES = {
+  "test_optimizers_accept_extra_args": [{"wrap": True}, {"wrap": False}],
+  "test_optimizers": [
+    {"target": getattr(common, f"_setup_{name}"), "dtype": "float32"}
+    for name in TARGETS
+  ],
+  "test_optimizers_can_be_wrapped_in_inject_hyperparams": [{}],
+  "test_preserve_dtype": [{"dtype": d} for d in ("bfloat16", "float32")],
+  "test_gradient_accumulation": [{"dtype": d} for d in ("bfloat16", "float32")],
+  "test_state_shape_dtype_shard_stability": [
+    {"dtype": jax.numpy.dtype(d)}
+    for d in ("float16", "bfloat16", "float32", "float64")
+  ],
+  "test_optimizers_accept_learning_rate_schedule_if_type_annotated_as_such": [
+    {}
+  ],
+}
+# GeN sets the rate: no schedule is accepted, and none is annotated.
+SKIPPED_BY_OPTAX = {
+  "test_optimizers_accept_learning_rate_schedule_if_type_annotated_as_such"
+}
+RAW = {
+  method.__wrapped__.__name__: method.__wrapped__
+  for name, method in vars(common.ContribTest).items()
+  if name.startswith("test") and hasattr(method, "__wrapped__")
+}
+
+
+def takes_objective(factory, hand_over_gradient=False):
+  """`factory` with the objective under optax's name for it.
+
+  `hand_over_gradient` makes it our own copy of the suite: value and gradient
+  are passed as a training step passes them.
+  """
+
+  @functools.wraps(factory)  # keeps the signature that injection inspects
+  def wrapped(*args, **kwargs):
+    tx = factory(*args, **kwargs)
+
+    def update(updates, state, params=None, *, obj_fn=None, **extra_args):
+      if hand_over_gradient:
+        extra_args.update(value=obj_fn(params), grad=updates)
+      return tx.update(updates, state, params, value_fn=obj_fn, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+  return wrapped
+
+
+def test_the_suite_holds_the_checks_that_we_run():
+  assert set(RAW) == set(AXES)
+
+
+@pytest.mark.parametrize("hand_over_gradient", [False, True])
+@pytest.mark.parametrize("check", AXES)
+@pytest.mark.parametrize("name", READY_MADE)
+def test_optax_suite(name, check, hand_over_gradient):
+  factory = takes_objective(READY_MADE[name], hand_over_gradient)
+  case = common.ContribTest()
+  case.setUp()
+  ran = []
+  for axes in AXES[check]:
+    arguments = dict(
+      opt_name="sophia", opt_kwargs={}, wrapper_name=None, wrapper_kwargs=None
+    )
+    with mock.patch.object(common.contrib, "sophia", factory):
+      try:
+        RAW[check](case, **arguments, **axes)
+        ran.append(axes)
+      except common.absltest.unittest.SkipTest:
+        assert check in SKIPPED_BY_OPTAX
+  if check not in SKIPPED_BY_OPTAX:
+    assert ran == AXES[check]
+
+
+def test_a_schedule_for_the_rate_is_refused():
+  # The one check above that optax skips for us, because of this.
+  schedule = optax.constant_schedule(1e-3)
+  for factory in READY_MADE.values():
+    with pytest.raises(ValueError, match="learning_rate.*schedule.*horizon"):
+      factory(learning_rate=schedule)
