@@ -10,11 +10,11 @@ from gen_optax.alias import generalized_newton as generalized_newton
 from gen_optax.averaging import average_parameters as average_parameters
 from gen_optax.averaging import averaged_parameters as averaged_parameters
 from gen_optax.gen.guard import skip_implausible as skip_implausible
-from gen_optax.gen.transform import GenInfo as GenInfo
-from gen_optax.gen.transform import ScaleByGenPaperState as ScaleByGenPaperState
+from gen_optax.gen.paper import ScaleByGenPaperState as ScaleByGenPaperState
+from gen_optax.gen.paper import scale_by_gen_paper as scale_by_gen_paper
+from gen_optax.gen.stage import GenInfo as GenInfo
 from gen_optax.gen.transform import ScaleByGenState as ScaleByGenState
 from gen_optax.gen.transform import scale_by_gen as scale_by_gen
-from gen_optax.gen.transform import scale_by_gen_paper as scale_by_gen_paper
 from gen_optax.oracle.closures import average_over as average_over
 from gen_optax.oracle.closures import check_value_fn as check_value_fn
 from gen_optax.oracle.closures import keep_extra_args as keep_extra_args

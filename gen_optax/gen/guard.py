@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax.gen.rule import MAX_INFLUENCE
 from gen_optax.oracle import trees
 
 SMOOTHING = 0.9
+# A gradient this many times longer than usual is refused once.
+MAX_LENGTH = 100.0
 
 
 class SkipImplausibleState(NamedTuple):
@@ -35,7 +36,7 @@ def skip_implausible(
 
   A moment that has taken in one gradient of 1e20 times the usual size needs
   hundreds of steps to forget it. A gradient whose norm is not finite is
-  refused; so is one a thousand times the running root mean square, unless the
+  refused; so is one a hundred times the running root mean square, unless the
   one before was refused too: then it is the new normal. On a refused gradient
   the update is zero and the wrapped state stays as it was.
 
@@ -71,7 +72,7 @@ def skip_implausible(
   def update_fn(updates, state, params=None, **extra_args):
     size = trees.vdot(updates, updates, state.size.dtype)
     known = state.size > 0
-    long = known & (size > MAX_INFLUENCE**2 * state.size)
+    long = known & (size > MAX_LENGTH**2 * state.size)
     refused = ~jnp.isfinite(size) | (long & ~state.refused)
 
     new_updates, inner_state = inner.update(

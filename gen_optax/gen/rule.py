@@ -18,8 +18,15 @@ MAX_RATIO = 10.0
 FRESH_SMOOTHING = 0.97
 # The least share of the average slope that fresh data can leave standing.
 FRESH_FLOOR = 0.1
+# A trial rate stands if the optimum is at least this share of it: then the loss
+# at the rate lies below phi(0) - b rate / 10. A half would say "not above", and
+# a slope that the losses contradict passes that at rounding level.
+LEAST_RATIO = 5 / 9
 # A fit counts for at most this many average ones.
 MAX_INFLUENCE = 1e3
+# A rate at which the loss climbs by more than this many times what an average
+# step moves it is no rate for this line.
+MAX_RISE = 30.0
 # Bounds that keep ten-fold moves inside float32.
 MIN_RATE, MAX_RATE = 1e-30, 1e30
 
@@ -58,21 +65,49 @@ def mean_curvature(averages: Averages) -> jax.Array:
   return _debiased(averages.curvature, averages.weight)
 
 
+def usual_change(averages: Averages, rate) -> jax.Array:
+  """How much a step of `rate` moves the loss by the averages, up or down.
+
+  |b| rate + |A| rate^2 / 2; zero before the first fit.
+  """
+  slope = jnp.abs(_debiased(averages.slope, averages.weight))
+  return rate * (slope + jnp.abs(mean_curvature(averages)) * rate / 2)
+
+
 def influence(slope, curvature, averages: Averages, rate) -> jax.Array:
   """How many average fits a fit weighs, measured over a step of `rate`.
 
-  (|b| + |A| rate / 2) over the same of the averages; 1 before the first fit.
+  1 before the first fit.
   """
+  usual = usual_change(averages, rate)
+  change = rate * (jnp.abs(slope) + jnp.abs(curvature) * rate / 2)
+  return jnp.where(usual > 0, change / jnp.where(usual > 0, usual, 1.0), 1.0)
 
-  def weigh(b, a):
-    return jnp.abs(b) + jnp.abs(a) * rate / 2
 
-  usual = weigh(
-    _debiased(averages.slope, averages.weight), mean_curvature(averages)
-  )
-  known = usual > 0
-  weight = weigh(slope, curvature) / jnp.where(known, usual, 1.0)
-  return jnp.where(known, weight, 1.0)
+def is_wild(fit: LineFit, averages: Averages, rate) -> jax.Array:
+  """Whether a line must be searched for a rate of its own.
+
+  The fit at `rate` weighs a thousand average ones, or the loss there climbs by
+  thirty times what an average step moves it. Faulty batches do; so does a
+  direction that remembers one.
+  """
+  usual = usual_change(averages, rate)
+  rise = rate * (-fit.slope + fit.curvature * rate / 2)
+  heavy = influence(fit.slope, fit.curvature, averages, rate) > MAX_INFLUENCE
+  return fit.finite & (usual > 0) & (heavy | (rise > MAX_RISE * usual))
+
+
+def is_suspect(size, slope, averages: Averages, rate) -> jax.Array:
+  """Whether an update is wild by what is known before any forward pass.
+
+  It is a thousand times longer than usual, or its slope alone weighs a thousand
+  average fits. `slope` may be None.
+  """
+  suspect = size > MAX_INFLUENCE**2 * averages.size
+  if slope is not None:
+    flat = jnp.zeros_like(slope)
+    suspect |= influence(slope, flat, averages, rate) > MAX_INFLUENCE
+  return suspect & (averages.size > 0)
 
 
 def search_step(fit: LineFit, rate, low, high):
@@ -90,9 +125,9 @@ def search_step(fit: LineFit, rate, low, high):
 
   Returns:
     `(next_rate, low, high, found, hopeless)`: found where the optimum lies
-    within a factor of two of `rate`, which implies that the loss at `rate` is
-    no higher than at zero; hopeless where the line goes uphill, by its slope
-    or at every rate that rounding lets one see.
+    within about a factor of two of `rate` and the loss at `rate` has fallen by
+    a tenth of what the slope promised; hopeless where the line goes uphill, by
+    its slope or at every rate that rounding lets one see.
   """
   ratio = jnp.where(fit.curvature > 0, fit.optimum / rate, MAX_RATIO)
   ratio = jnp.where(fit.finite, ratio, 1 / MAX_RATIO)
@@ -100,9 +135,10 @@ def search_step(fit: LineFit, rate, low, high):
   # the bend is rounding.
   unseen = (fit.curvature == 0) & jnp.isfinite(high)
   hopeless = fit.finite & ((fit.slope < 0) | unseen)
-  found = fit.finite & (fit.slope > 0) & (ratio >= 0.5) & (ratio <= 2.0)
+  convex = fit.finite & (fit.slope > 0) & (fit.curvature > 0)
+  found = convex & (ratio >= LEAST_RATIO) & (ratio <= 2.0)
   low = jnp.where(ratio > 2.0, rate, low)
-  high = jnp.where(ratio < 0.5, rate, high)
+  high = jnp.where(ratio < LEAST_RATIO, rate, high)
   proposal = rate * jnp.clip(ratio, 1 / MAX_RATIO, MAX_RATIO)
   inside = (low < proposal) & (proposal < high)
   # sqrt(low) sqrt(high): their product may leave float32.

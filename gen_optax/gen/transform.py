@@ -1,6 +1,6 @@
-"""GeN as optax stages: `scale_by_gen` and, to the letter, the paper's rule."""
+"""`scale_by_gen`: the default rule as an optax stage."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,36 +8,19 @@ import jax.numpy as jnp
 import optax
 
 from gen_optax.gen import estimators, rule
-from gen_optax.gen.fit import LineFit, unknown_fit
+from gen_optax.gen.fit import unknown_fit
+from gen_optax.gen.search import fit_or_search
+from gen_optax.gen.stage import (
+  GenInfo,
+  Horizon,
+  check_options,
+  horizon_factor,
+  is_known,
+  report,
+)
 from gen_optax.oracle import trees
 from gen_optax.oracle.closures import require
 from gen_optax.oracle.line import Evaluate
-
-Horizon = int | Callable[[jax.Array], jax.Array]
-
-# Trials of the search for a first rate: 25 decades at most.
-MAX_TRIALS = 25
-
-
-class GenInfo(NamedTuple):
-  """What the last fit saw, for logs; lazy steps leave it standing.
-
-  Attributes:
-    slope: b = -phi'(0) along the update, positive downhill.
-    curvature: A = phi''(0) along the update.
-    optimum: eta* = b / A of this fit alone, zero where A is.
-    quality: share of the bend of the line that the fit explains and that
-      stands above rounding, in [0, 1].
-    accepted: whether the learning rate followed the last fit.
-    skipped: whether this step was withheld (updates of zero).
-  """
-
-  slope: jax.Array
-  curvature: jax.Array
-  optimum: jax.Array
-  quality: jax.Array
-  accepted: jax.Array
-  skipped: jax.Array
 
 
 class ScaleByGenState(NamedTuple):
@@ -63,28 +46,6 @@ class ScaleByGenState(NamedTuple):
   previous_bend: jax.Array
   follows: jax.Array
   info: GenInfo
-
-
-class ScaleByGenPaperState(NamedTuple):
-  """State of `scale_by_gen_paper`: count, learning_rate and info."""
-
-  count: jax.Array
-  learning_rate: jax.Array
-  info: GenInfo
-
-
-class _Trial(NamedTuple):
-  """Carry of the one loop that holds all evaluations of a step."""
-
-  rate: jax.Array
-  low: jax.Array
-  high: jax.Array
-  fit: LineFit
-  trials: jax.Array
-  searching: jax.Array
-  found: jax.Array
-  wild: jax.Array
-  pending: jax.Array
 
 
 def scale_by_gen(
@@ -122,10 +83,10 @@ def scale_by_gen(
   averages the quotients b / A and diverges with momentum and Adam. The first
   finite update searches a rate by decades, up to 25 forward passes; the next
   `dense_start` steps fit every time, since momentum grows the update by an
-  order of magnitude there. A fit a thousand times the usual weight, or a
-  longer update, is searched anew for this step alone and enters the averages
-  as a thousand usual ones at most. A step whose numbers are not finite, or
-  on whose line no rate lowers the loss, is withheld.
+  order of magnitude there. A line far from the averages (`rule.is_wild`) is
+  searched for a rate of its own, for this step alone, and counts for at most a
+  thousand average ones. A step whose numbers are not finite, or on whose wild
+  line no rate lowers the loss, is withheld.
 
   Momentum-free optimizers (SGD, RMSProp) are the weak spot: the greedy rate is
   3 to 10 times below their best constant one. Prefer momentum, Adam or Lion.
@@ -187,8 +148,8 @@ def scale_by_gen(
     Bu and Xu, Gradient descent with generalized Newton's method, 2024:
     eq. 3.1 and 3.4, C.2, C.4, C.7.
   """
-  _check_common(learning_rate, every, smoothing, horizon)
-  if _known(dense_start) and dense_start < 0:
+  check_options(learning_rate, every, smoothing, horizon)
+  if is_known(dense_start) and dense_start < 0:
     raise ValueError(
       f"dense_start must be a number of steps, at least 0, got {dense_start!r}."
     )
@@ -205,7 +166,7 @@ def scale_by_gen(
       previous_update=trees.zeros_like(params) if fresh_slope else None,
       previous_bend=jnp.zeros((), dtype),
       follows=jnp.zeros((), bool),
-      info=_info(unknown_fit(dtype), False, False),
+      info=report(unknown_fit(dtype), False, False),
     )
 
   def update_fn(
@@ -229,302 +190,85 @@ def scale_by_gen(
     dtype = state.learning_rate.dtype
     rate, averages = state.learning_rate, state.averages
 
+    # What the update and the gradient say before any forward pass.
     size = trees.vdot(updates, updates, dtype)
-    slope = None
+    slope = None if grad is None else -trees.vdot(grad, updates, dtype)
     healthy = jnp.isfinite(size)
-    if grad is not None:
-      slope = -trees.vdot(grad, updates, dtype)
-      healthy = healthy & jnp.isfinite(slope)
-    if value is not None:
-      healthy = healthy & jnp.isfinite(value)
+    for scalar in (slope, value):
+      if scalar is not None:
+        healthy = healthy & jnp.isfinite(scalar)
+    suspect = rule.is_suspect(size, slope, averages, rate)
 
-    # Fresh slope: what this batch says of the step that led here. A step of
-    # length e along u met the curvature A, so the slope at its start was
-    # e A - <grad, u> in this batch's eyes.
-    if fresh_slope:
-      seen = trees.vdot(grad, state.previous_update, dtype)
-      informed = rule.average_fresh_slope(averages, state.previous_bend - seen)
-      informed = trees.select(state.follows, informed, averages)
-    else:
-      informed = averages
-
-    suspect = size > rule.MAX_INFLUENCE**2 * averages.size
-    if slope is not None:
-      weight = rule.influence(slope, jnp.zeros((), dtype), averages, rate)
-      suspect = suspect | (weight > rule.MAX_INFLUENCE)
-    suspect = suspect & (averages.size > 0)
     due = (state.count < dense_start) | (state.count % every == 0)
     due = (due | suspect | ~state.calibrated) & healthy & (size > 0)
-
-    def try_rate(trial):
-      fit = estimate(value_fn, params, updates, trial.rate, value, slope)
-      weight = rule.influence(fit.slope, fit.curvature, averages, trial.rate)
-      wild = (trial.trials == 0) & fit.finite & (weight > rule.MAX_INFLUENCE)
-      wild = trial.wild | wild
-      searching = trial.searching | (wild & (trial.trials == 0))
-      next_rate, low, high, found, hopeless = rule.search_step(
-        fit, trial.rate, trial.low, trial.high
-      )
-      found = found & searching
-      stop = ~searching | hopeless | (trial.trials >= MAX_TRIALS)
-      return _Trial(
-        rate=jnp.where(stop, trial.rate, next_rate),
-        low=low,
-        high=high,
-        fit=fit,
-        trials=trial.trials + 1,
-        searching=searching & ~found,
-        found=trial.found | found,
-        wild=wild,
-        pending=~stop,
-      )
-
-    # One loop holds the fit, the search and the lazy steps, which make no trip.
-    # `lax.cond` would evaluate on every step under vmap over replicas.
-    trial = jax.lax.while_loop(
-      lambda trial: trial.pending,
-      try_rate,
-      _Trial(
-        rate=rate,
-        low=jnp.zeros((), dtype),
-        high=jnp.full((), jnp.inf, dtype),
-        fit=unknown_fit(dtype),
-        trials=jnp.zeros((), jnp.int32),
-        searching=~state.calibrated | suspect,
-        found=jnp.zeros((), bool),
-        wild=suspect,
-        pending=due,
-      ),
+    trial = fit_or_search(
+      lambda at: estimate(value_fn, params, updates, at, value, slope),
+      rate,
+      averages,
+      pending=due,
+      searching=suspect | ~state.calibrated,
+      wild=suspect,
     )
-    fit, fitted = trial.fit, due & trial.fit.finite & ~trial.searching
-    settled = state.calibrated | trial.found
-
-    # A wild fit found a rate for this step alone; the old one moves on.
-    lasting_from = jnp.where(trial.wild, rate, trial.rate)
-    new_rate, new_averages, accepted = rule.average_and_divide(
-      fit, informed, lasting_from, smoothing
-    )
-    emitted = jnp.where(trial.wild, trial.rate, new_rate)
-    curvature = fit.curvature
-
-    # Not due: an ordinary step at the rate that stands.
-    idle = ~due & healthy & settled
+    fit, wild = trial.fit, trial.wild
+    calibrated = state.calibrated | trial.found
+    fitted = due & fit.finite & ~trial.searching
+    idle = ~due & healthy & calibrated
     taken = fitted | idle
-    failed = ~healthy | (due & ~fit.finite)
-    held = jnp.where(
-      failed, jnp.maximum(rate / rule.MAX_RATIO, rule.MIN_RATE), rate
+
+    # What this batch says of the step that led here: a step of length e along u
+    # met the curvature A, so its slope at the start was e A - <grad, u>.
+    if fresh_slope:
+      fresh = state.previous_bend - trees.vdot(
+        grad, state.previous_update, dtype
+      )
+      averages = trees.select(
+        state.follows & taken & ~wild,
+        rule.average_fresh_slope(averages, fresh),
+        averages,
+      )
+
+    # A wild line has found a rate for this step alone; the lasting one moves on
+    # from where it was.
+    new_rate, new_averages, accepted = rule.average_and_divide(
+      fit, averages, jnp.where(wild, rate, trial.rate), smoothing
     )
-    emitted = jnp.where(fitted, emitted, rate)
-    curvature = jnp.where(fitted, curvature, rule.mean_curvature(informed))
+    new_averages = trees.select(fitted, new_averages, averages)
     new_averages = trees.select(
-      fitted, new_averages, trees.select(idle, informed, averages)
-    )
-    new_averages = trees.select(
-      taken & ~trial.wild,
+      taken & ~wild,
       rule.average_size(new_averages, size, smoothing),
       new_averages,
     )
-    # What a wild batch says of the last step is as wild.
-    new_averages = new_averages._replace(
-      fresh_slope=jnp.where(
-        trial.wild, averages.fresh_slope, new_averages.fresh_slope
-      ),
-      fresh_weight=jnp.where(
-        trial.wild, averages.fresh_weight, new_averages.fresh_weight
-      ),
-    )
+    failed = ~healthy | (due & ~fit.finite)
+    shorter = jnp.maximum(rate / rule.MAX_RATIO, rule.MIN_RATE)
+    new_rate = jnp.where(fitted, new_rate, jnp.where(failed, shorter, rate))
 
-    emitted = emitted * _horizon_factor(horizon, state.count, dtype)
+    emitted = jnp.where(fitted & wild, trial.rate, new_rate)
+    emitted = emitted * horizon_factor(horizon, state.count, dtype)
     emitted = jnp.where(taken, emitted, 0.0)
-    info = _info(fit, accepted & fitted, ~taken)
-    kept = state.info._replace(skipped=~taken)
-    previous_update = state.previous_update
+
+    # The fresh slope reads the last step that was taken.
+    previous_update, previous_bend = state.previous_update, state.previous_bend
     if fresh_slope:
-      cast = jax.tree.map(
-        lambda u, p: u.astype(p.dtype), updates, previous_update
+      met = jnp.where(fitted, fit.curvature, rule.mean_curvature(averages))
+      previous_bend = jnp.where(taken, emitted * met, previous_bend)
+      previous_update = jax.tree.map(
+        lambda u, last: jnp.where(taken, u.astype(last.dtype), last),
+        updates,
+        previous_update,
       )
-      previous_update = trees.select(taken, cast, previous_update)
     return trees.scale(updates, emitted), ScaleByGenState(
       count=optax.safe_increment(state.count),
-      learning_rate=jnp.where(fitted, new_rate, held),
-      calibrated=settled,
+      learning_rate=new_rate,
+      calibrated=calibrated,
       averages=new_averages,
       previous_update=previous_update,
-      previous_bend=jnp.where(taken, emitted * curvature, state.previous_bend),
-      follows=jnp.where(taken, ~trial.wild, state.follows),
-      info=trees.select(due, info, kept),
+      previous_bend=previous_bend,
+      follows=jnp.where(taken, ~wild, state.follows),
+      info=trees.select(
+        due,
+        report(fit, accepted & fitted, ~taken),
+        state.info._replace(skipped=~taken),
+      ),
     )
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def scale_by_gen_paper(
-  learning_rate: float,
-  *,
-  every: int = 1,
-  smoothing: float = 0.9,
-  probes: Sequence[float] = (-1.0, 1.0),
-  degree: int = 2,
-  estimator: estimators.Estimator = "fit",
-  evaluate: Evaluate = "vmap",
-  horizon: Horizon | None = None,
-) -> optax.GradientTransformationExtraArgs:
-  r"""Sets the learning rate as the GeN paper does (Algorithm 1).
-
-  On every `every`-th step, the first being step `every`,
-
-  .. math::
-
-    \eta_t = \gamma \eta_{t-1} + (1 - \gamma) b / A
-      \quad \text{if } A > 0 \text{ and } b > 0
-
-  and :math:`\eta_t = \eta_{t-1}` otherwise. To the letter, with one correction:
-  Algorithm 1 pairs the rate -eta with the loss L+, which reverses the sign of b
-  so that every fit is rejected; here a positive probe is downhill (eq. 3.4).
-
-  There are no safeguards. With momentum and Adam this rule diverges on the
-  paper's own test functions and late in training; it is here to reproduce the
-  paper and to compare. Use `scale_by_gen` to train.
-
-  Special cases:
-    * LQA (eq. 3.5): `scale_by_gen_paper(lr, smoothing=0.0)`.
-    * QLABGrad: `scale_by_gen_paper(lr, estimator="known_slope", probes=(1.0,),
-      smoothing=0.0)`.
-    * GeN-HOD (Algorithm 2), and ADLER behind SGD:
-      `scale_by_gen_paper(lr, estimator="hvp", smoothing=0.0)`.
-
-  Args:
-    learning_rate: the initial rate eta_0, positive. It matters.
-    every: the paper's Phi, at least 1.
-    smoothing: the paper's gamma, in [0, 1).
-    probes: multiples of the current rate, zero implied. The exact estimators
-      ignore them.
-    degree: degree of the fitted polynomial, 2 to 4. Degree 4 on
-      (-2, -1, 1, 2) is eq. (A.2).
-    estimator: as in `scale_by_gen`.
-    evaluate: as in `scale_by_gen`.
-    horizon: as in `scale_by_gen`: a factor on the emitted step (C.1).
-
-  Returns:
-    A transformation whose `update` takes `value_fn`, optionally `value`, and,
-    with `estimator="known_slope"`, the raw gradient `grad`.
-
-  Raises:
-    ValueError: on a wrong configuration or a missing argument.
-
-  Cost: one forward pass for each probe on a fitting step, none on the others.
-
-  Example:
-
-    >>> import jax, optax, gen_optax
-    >>> beale = gen_optax.problems.beale()
-    >>> tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen_paper(0.01))
-    >>> w = jax.numpy.ones(2)
-    >>> state = tx.init(w)
-    >>> value, grad = jax.value_and_grad(beale.fn)(w)
-    >>> updates, state = tx.update(
-    ...   grad, state, w, value=value, value_fn=beale.fn)
-    >>> eta = optax.tree.get(state, "ScaleByGenPaperState").learning_rate
-    >>> print(f"{eta:.4f}")
-    0.0105
-
-  References:
-    Bu and Xu, Gradient descent with generalized Newton's method, 2024:
-    Algorithms 1 and 2.
-  """
-  _check_common(learning_rate, every, smoothing, horizon)
-  if estimator in ("forward", "hvp"):
-    probes = None
-  estimate = estimators.make_estimate(
-    estimator, probes, degree, evaluate, rounding=0.0
-  )
-
-  def init_fn(params):
-    dtype = trees.scalar_dtype(params)
-    return ScaleByGenPaperState(
-      count=jnp.zeros((), jnp.int32),
-      learning_rate=jnp.asarray(learning_rate, dtype),
-      info=_info(unknown_fit(dtype), False, False),
-    )
-
-  def update_fn(
-    updates,
-    state,
-    params=None,
-    *,
-    value_fn=None,
-    value=None,
-    grad=None,
-    **extra_args,
-  ):
-    del extra_args
-    require("scale_by_gen_paper", params=params, value_fn=value_fn)
-    slope = None
-    if estimator == "known_slope":
-      require("scale_by_gen_paper", grad=grad)
-      slope = -trees.vdot(grad, updates, state.learning_rate.dtype)
-
-    def refit(carry):
-      _, rate, _ = carry
-      fit = estimate(value_fn, params, updates, rate, value, slope)
-      rate, accepted = rule.paper_rule(fit, rate, smoothing)
-      return jnp.zeros((), bool), rate, _info(fit, accepted, False)
-
-    count = optax.safe_increment(state.count)
-    carry = (count % every == 0, state.learning_rate, state.info)
-    if _known(every) and every == 1:
-      _, rate, info = refit(carry)
-    else:
-      _, rate, info = jax.lax.while_loop(lambda c: c[0], refit, carry)
-    factor = _horizon_factor(horizon, state.count, rate.dtype)
-    return trees.scale(updates, rate * factor), ScaleByGenPaperState(
-      count, rate, info
-    )
-
-  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _info(fit: LineFit, accepted, skipped) -> GenInfo:
-  return GenInfo(
-    fit.slope,
-    fit.curvature,
-    fit.optimum,
-    fit.quality,
-    jnp.asarray(accepted, bool),
-    jnp.asarray(skipped, bool),
-  )
-
-
-def _horizon_factor(horizon, count, dtype):
-  if horizon is None:
-    return jnp.ones((), dtype)
-  if callable(horizon):
-    return jnp.asarray(horizon(count), dtype)
-  # Cast before dividing: int32 / int is float32 even under x64.
-  return jnp.maximum(0.0, 1.0 - count.astype(dtype) / horizon)
-
-
-def _check_common(learning_rate, every, smoothing, horizon):
-  """Raises on wrong numbers; tracers, from `inject_hyperparams`, pass."""
-  if callable(learning_rate):
-    raise ValueError(
-      "learning_rate must be a number, got a schedule: GeN sets the rate. To "
-      "decay it, pass the decay as horizon=."
-    )
-  if _known(learning_rate) and not 0 < learning_rate < float("inf"):
-    raise ValueError(
-      f"learning_rate must be positive and finite, got {learning_rate!r}."
-    )
-  if _known(every) and (every < 1 or every != int(every)):
-    raise ValueError(f"every must be a positive integer, got {every!r}.")
-  if _known(smoothing) and not 0 <= smoothing < 1:
-    raise ValueError(f"smoothing must lie in [0, 1), got {smoothing!r}.")
-  if horizon is not None and not callable(horizon):
-    if _known(horizon) and horizon <= 0:
-      raise ValueError(
-        f"horizon must be a positive number of steps, got {horizon!r}."
-      )
-
-
-def _known(number) -> bool:
-  return not isinstance(number, jax.core.Tracer)

@@ -1,0 +1,89 @@
+"""The one loop that holds all evaluations of a step: fit, search, or nothing."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gen_optax.gen import rule
+from gen_optax.gen.fit import LineFit, unknown_fit
+
+# Trials of the search for a rate: 25 decades at most.
+MAX_TRIALS = 25
+
+
+class Trial(NamedTuple):
+  """Carry of the one loop that holds all evaluations of a step."""
+
+  rate: jax.Array
+  low: jax.Array
+  high: jax.Array
+  fit: LineFit
+  trials: jax.Array
+  searching: jax.Array
+  found: jax.Array
+  wild: jax.Array
+  pending: jax.Array
+
+
+def fit_or_search(
+  estimate: Callable[[jax.Array], LineFit],
+  rate: jax.Array,
+  averages: rule.Averages,
+  *,
+  pending: jax.Array,
+  searching: jax.Array,
+  wild: jax.Array,
+) -> Trial:
+  """Fits once at `rate`, or searches a rate that the line itself supports.
+
+  One loop holds both and the lazy steps, which make no trip: `lax.cond` would
+  evaluate on every step under vmap over replicas, and a second loop would
+  compile the closure twice.
+
+  Args:
+    estimate: the fit at a rate.
+    rate: the rate that stands.
+    averages: what the fit is compared to; a wild one starts a search.
+    pending: whether to evaluate at all.
+    searching: whether to search from the start.
+    wild: whether the line is known to be wild before it is evaluated.
+
+  Returns:
+    The last trial. It has failed where `searching` is still set.
+  """
+
+  def try_rate(trial):
+    fit = estimate(trial.rate)
+    surprise = (trial.trials == 0) & rule.is_wild(fit, averages, trial.rate)
+    searching = trial.searching | surprise
+    next_rate, low, high, found, hopeless = rule.search_step(
+      fit, trial.rate, trial.low, trial.high
+    )
+    found = found & searching
+    stop = ~searching | hopeless | (trial.trials >= MAX_TRIALS)
+    return Trial(
+      rate=jnp.where(stop, trial.rate, next_rate),
+      low=low,
+      high=high,
+      fit=fit,
+      trials=trial.trials + 1,
+      searching=searching & ~found,
+      found=trial.found | found,
+      wild=trial.wild | surprise,
+      pending=~stop,
+    )
+
+  start = Trial(
+    rate=rate,
+    low=jnp.zeros_like(rate),
+    high=jnp.full_like(rate, jnp.inf),
+    fit=unknown_fit(rate.dtype),
+    trials=jnp.zeros((), jnp.int32),
+    searching=searching,
+    found=jnp.zeros((), bool),
+    wild=wild,
+    pending=pending,
+  )
+  return jax.lax.while_loop(lambda trial: trial.pending, try_rate, start)

@@ -1,0 +1,81 @@
+"""What the two GeN stages share: their report, the horizon, the checks."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gen_optax.gen.fit import LineFit
+
+Horizon = int | Callable[[jax.Array], jax.Array]
+
+
+class GenInfo(NamedTuple):
+  """What the last fit saw, for logs; lazy steps leave it standing.
+
+  Attributes:
+    slope: b = -phi'(0) along the update, positive downhill.
+    curvature: A = phi''(0) along the update.
+    optimum: eta* = b / A of this fit alone, zero where A is.
+    quality: share of the bend of the line that the fit explains and that
+      stands above rounding, in [0, 1].
+    accepted: whether the learning rate followed the last fit.
+    skipped: whether this step was withheld (updates of zero).
+  """
+
+  slope: jax.Array
+  curvature: jax.Array
+  optimum: jax.Array
+  quality: jax.Array
+  accepted: jax.Array
+  skipped: jax.Array
+
+
+def report(fit: LineFit, accepted, skipped) -> GenInfo:
+  """The diagnostics of one step."""
+  return GenInfo(
+    fit.slope,
+    fit.curvature,
+    fit.optimum,
+    fit.quality,
+    jnp.asarray(accepted, bool),
+    jnp.asarray(skipped, bool),
+  )
+
+
+def horizon_factor(horizon: Horizon | None, count, dtype) -> jax.Array:
+  """The factor on the emitted step at `count` (C.1)."""
+  if horizon is None:
+    return jnp.ones((), dtype)
+  if callable(horizon):
+    return jnp.asarray(horizon(count), dtype)
+  # Cast before dividing: int32 / int is float32 even under x64.
+  return jnp.maximum(0.0, 1.0 - count.astype(dtype) / horizon)
+
+
+def check_options(learning_rate, every, smoothing, horizon):
+  """Raises on wrong numbers; tracers, from `inject_hyperparams`, pass."""
+  if callable(learning_rate):
+    raise ValueError(
+      "learning_rate must be a number, got a schedule: GeN sets the rate. To "
+      "decay it, pass the decay as horizon=."
+    )
+  if is_known(learning_rate) and not 0 < learning_rate < float("inf"):
+    raise ValueError(
+      f"learning_rate must be positive and finite, got {learning_rate!r}."
+    )
+  if is_known(every) and (every < 1 or every != int(every)):
+    raise ValueError(f"every must be a positive integer, got {every!r}.")
+  if is_known(smoothing) and not 0 <= smoothing < 1:
+    raise ValueError(f"smoothing must lie in [0, 1), got {smoothing!r}.")
+  if horizon is not None and not callable(horizon):
+    if is_known(horizon) and horizon <= 0:
+      raise ValueError(
+        f"horizon must be a positive number of steps, got {horizon!r}."
+      )
+
+
+def is_known(number) -> bool:
+  """Whether a number can be checked now."""
+  return not isinstance(number, jax.core.Tracer)

@@ -1,0 +1,324 @@
+"""Pictures of a training run, from plain arrays.
+
+matplotlib is imported when a picture is drawn, so that `import gen_optax` does
+without it. Every function draws on the axes it is given, or on new ones, and
+returns them; `axes.figure.savefig(path)` writes the file.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# The palette of Okabe and Ito, which stays apart under every common form of
+# colour blindness. Its yellow is left out: it is too faint for lines on white.
+COLOURS = (
+  "#0072B2",  # blue
+  "#D55E00",  # vermilion
+  "#009E73",  # bluish green
+  "#CC79A7",  # reddish purple
+  "#E69F00",  # orange
+  "#56B4E9",  # sky blue
+  "#000000",  # black
+)
+
+
+def plot_line(
+  steps,
+  losses,
+  slope: float,
+  curvature: float,
+  *,
+  value: float | None = None,
+  learning_rate: float | None = None,
+  axes=None,
+):
+  r"""Draws the loss along the update's direction and the fitted parabola.
+
+  .. math::
+
+    \phi(s) = L(w + s u) \approx L_0 - b s + \tfrac12 A s^2,
+    \qquad s^* = b / A
+
+  Args:
+    steps: step sizes s along the update u, shape (k,), in any order. A positive
+      s moves the way the update points.
+    losses: the loss at each step, shape (k,). Non-finite ones are left out.
+    slope: b, the loss saved for each unit of s at s = 0; positive when u points
+      downhill.
+    curvature: A, the second derivative of the loss with respect to s.
+    value: :math:`L_0`, the loss at s = 0. By default it is looked up among
+      `losses`, so `steps` must then contain 0.
+    learning_rate: the step size in use, marked by a vertical line.
+    axes: matplotlib axes to draw on; by default those of a new figure.
+
+  Returns:
+    The axes.
+
+  Raises:
+    ImportError: matplotlib is missing.
+    ValueError: `value` is not given and no step is 0.
+
+  >>> import numpy as np
+  >>> from gen_optax import plotting
+  >>> steps = np.linspace(-1, 2, 31)
+  >>> losses = 3 - 2 * steps + steps**2 + 0.1 * steps**3
+  >>> axes = plotting.plot_line(
+  ...   steps, losses, slope=2.0, curvature=2.0, value=3.0
+  ... )
+  >>> axes.get_xlabel()
+  'step size along the update'
+  >>> plotting.close(axes)
+
+  This is one panel of Figure 2 of the GeN paper (Bu and Xu, 2024); the parabola
+  is equation (2.3) with the coefficients of equation (3.4).
+  """
+  order = np.argsort(np.asarray(steps))
+  steps = np.asarray(steps, float)[order]
+  losses = np.asarray(losses, float)[order]
+  slope, curvature = float(slope), float(curvature)
+  if value is None:
+    if not np.any(steps == 0):
+      raise ValueError(
+        "value, the loss at step 0, is not among losses: steps has no 0. Pass "
+        "value=value_fn(params) or add 0 to steps."
+      )
+    value = losses[np.argmin(np.abs(steps))]
+  axes = axes if axes is not None else _new_axes()[0]
+
+  fine = np.linspace(steps[0], steps[-1], 201)
+  parabola = value - slope * fine + curvature * fine**2 / 2
+  marker = "o" if len(steps) <= 40 else None
+  axes.plot(steps, losses, color=COLOURS[0], marker=marker, ms=3, label="loss")
+  axes.plot(fine, parabola, "--", color=COLOURS[1], label="fitted parabola")
+  if learning_rate is not None:
+    axes.axvline(
+      float(learning_rate), color="0.5", lw=1, ls=":", label="learning rate"
+    )
+  if curvature > 0:
+    optimum = slope / curvature
+    bottom = value - slope * optimum / 2
+    # Far outside the probes the optimum is an extrapolation, and drawing it
+    # would squeeze the line that was measured.
+    if steps[0] <= optimum <= steps[-1]:
+      axes.plot(
+        optimum, bottom, "*", color=COLOURS[1], ms=11, label="optimum b/A"
+      )
+  _fit_height(axes, losses)
+  axes.set_xlabel("step size along the update")
+  axes.set_ylabel("loss")
+  axes.legend(frameon=False, fontsize="small")
+  return axes
+
+
+def plot_history(
+  losses: Mapping[str, Sequence],
+  learning_rates: Mapping[str, Sequence] | None = None,
+  *,
+  steps=None,
+  loss_label: str = "loss",
+  axes=None,
+):
+  """Draws loss and learning rate over time for several runs, with seed bands.
+
+  The line is the median over seeds and the band reaches from the lowest to the
+  highest. An axis is logarithmic where its values are positive and span more
+  than a decade.
+
+  Args:
+    losses: for each name, losses of shape (steps,) or (seeds, steps).
+    learning_rates: the same for learning rates. A name keeps its colour; one
+      without an entry has no line there. None draws the losses only.
+    steps: the step counts on the horizontal axis, shape (steps,), for all runs;
+      by default 0, 1, 2, ...
+    loss_label: what the losses are.
+    axes: the axes to draw on, one for each panel; by default those of a new
+      figure.
+
+  Returns:
+    A tuple of axes, (loss,) or (loss, learning rate).
+
+  Raises:
+    ImportError: matplotlib is missing.
+    ValueError: an array has neither one nor two dimensions.
+
+  >>> import numpy as np
+  >>> from gen_optax import plotting
+  >>> decay = np.exp(-np.arange(50) / 9) * np.array([[1.0], [1.3], [0.8]])
+  >>> axes = plotting.plot_history({"adam": decay}, {"adam": 1e-3 + 0 * decay})
+  >>> [panel.get_ylabel() for panel in axes]
+  ['loss', 'learning rate']
+  >>> plotting.close(axes[0])
+
+  This is the form of Figures 1, 4 and 9 of the GeN paper (Bu and Xu, 2024).
+  """
+  panels = [(loss_label, losses)]
+  if learning_rates is not None:
+    panels.append(("learning rate", learning_rates))
+  axes = tuple(axes) if axes is not None else _new_axes(len(panels))
+  styles = {name: _style(i) for i, name in enumerate(losses)}
+
+  for panel, (label, runs) in zip(axes, panels, strict=True):
+    for name, run in runs.items():
+      run = _seeds_by_steps(name, run)
+      at = np.arange(run.shape[1]) if steps is None else np.asarray(steps)
+      panel.plot(at, np.median(run, 0), label=name, **styles[name])
+      if len(run) > 1:
+        panel.fill_between(
+          at,
+          run.min(0),
+          run.max(0),
+          color=styles[name]["color"],
+          alpha=0.2,
+          lw=0,
+        )
+    _log_where_right(panel, runs.values())
+    panel.set_xlabel("step")
+    panel.set_ylabel(label)
+  axes[0].legend(frameon=False, fontsize="small")
+  return axes
+
+
+def plot_trajectories(
+  fn,
+  trajectories: Mapping[str, Sequence],
+  box: Sequence[tuple[float, float]],
+  *,
+  minimizer: Sequence[float] | None = None,
+  styles: Mapping[str, Mapping] | None = None,
+  axes=None,
+):
+  """Draws paths over the contours of a function of two variables.
+
+  The contours are spaced evenly in the logarithm of the height above the lowest
+  point in sight, so that a valley and its walls can both be read.
+
+  Args:
+    fn: a JAX function of an array of shape (2,) to a scalar.
+    trajectories: for each name, points of shape (steps, 2). Parts outside the
+      box and non-finite points are not drawn.
+    box: (low, high) for each of the two coordinates.
+    minimizer: a point to mark by a star, two floats.
+    styles: for some names, arguments for matplotlib's `plot` that replace the
+      default colours and lines.
+    axes: matplotlib axes to draw on; by default those of a new figure.
+
+  Returns:
+    The axes. Costs 40,000 evaluations of `fn`, in one batch.
+
+  Raises:
+    ImportError: matplotlib is missing.
+
+  >>> import numpy as np
+  >>> from gen_optax import plotting, problems
+  >>> beale = problems.beale()
+  >>> path = np.linspace(beale.starts[0], beale.minimizer, 20)
+  >>> axes = plotting.plot_trajectories(
+  ...   beale.fn, {"straight": path}, beale.box, minimizer=beale.minimizer
+  ... )
+  >>> axes.get_xlabel()
+  'first coordinate'
+  >>> plotting.close(axes)
+
+  This is the form of panels 2 and 4 of Figures 6 and 7 of the GeN paper (Bu and
+  Xu, 2024).
+  """
+  axes = axes if axes is not None else _new_axes()[0]
+  _contours(axes, fn, box)
+  start_seen = set()
+  for i, (name, path) in enumerate(trajectories.items()):
+    path = np.asarray(path, float)
+    style = {**_style(i), "lw": 1.2, **((styles or {}).get(name, {}))}
+    axes.plot(path[:, 0], path[:, 1], label=name, **style)
+    start = tuple(path[0])
+    if start not in start_seen:
+      axes.plot(*start, "o", color="black", ms=4, zorder=4)
+      start_seen.add(start)
+  if minimizer is not None:
+    axes.plot(
+      *minimizer, "*", ms=12, mfc="white", mec="black", zorder=5, ls="none"
+    )
+  axes.set_xlim(box[0])
+  axes.set_ylim(box[1])
+  axes.set_xlabel("first coordinate")
+  axes.set_ylabel("second coordinate")
+  axes.legend(frameon=True, framealpha=0.9, fontsize="small")
+  return axes
+
+
+def close(axes) -> None:
+  """Frees the figure that `axes` belongs to; notebooks keep figures alive.
+
+  >>> from gen_optax import plotting
+  >>> plotting.close(plotting.plot_line([0, 1, 2], [2, 1, 2], 2.0, 2.0))
+  """
+  _pyplot().close(axes.figure)
+
+
+def _pyplot():
+  try:
+    import matplotlib.pyplot as plt
+  except ImportError as error:
+    raise ImportError(
+      "gen_optax.plotting draws with matplotlib, which is not installed: "
+      "pip install 'gen_optax[demo]'"
+    ) from error
+  return plt
+
+
+def _new_axes(panels: int = 1):
+  """A tuple of axes side by side in a new figure."""
+  _, axes = _pyplot().subplots(
+    1, panels, figsize=(4.8 * panels, 3.6), layout="constrained", squeeze=False
+  )
+  return tuple(axes[0])
+
+
+def _style(i: int) -> dict:
+  """The i-th line style: the colours in turn, then again dashed and dotted."""
+  lines = ("-", "--", ":", "-.")
+  return {
+    "color": COLOURS[i % len(COLOURS)],
+    "ls": lines[i // len(COLOURS) % len(lines)],
+    "lw": 1.5,
+  }
+
+
+def _seeds_by_steps(name, run) -> np.ndarray:
+  run = np.asarray(run, float)
+  if run.ndim not in (1, 2):
+    raise ValueError(
+      f"a run must have shape (steps,) or (seeds, steps); {name!r} has shape "
+      f"{run.shape}"
+    )
+  return np.atleast_2d(run)
+
+
+def _log_where_right(axes, runs) -> None:
+  """A logarithmic axis for positive values that span more than a decade."""
+  values = np.concatenate([np.ravel(np.asarray(run, float)) for run in runs])
+  values = values[np.isfinite(values)]
+  if values.size and values.min() > 0 and values.max() > 10 * values.min():
+    axes.set_yscale("log")
+
+
+def _fit_height(axes, losses) -> None:
+  """Limits to what was measured: a poor parabola may leave the picture."""
+  finite = losses[np.isfinite(losses)]
+  if finite.size and finite.max() > finite.min():
+    room = 0.3 * (finite.max() - finite.min())
+    axes.set_ylim(finite.min() - room, finite.max() + room)
+
+
+def _contours(axes, fn, box) -> None:
+  side = 200
+  x, y = (np.linspace(low, high, side) for low, high in box)
+  points = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
+  height = np.asarray(jax.vmap(fn)(jnp.asarray(points))).reshape(side, side)
+  height = height - height.min()
+  lowest = np.percentile(height[height > 0], 0.5)
+  levels = np.geomspace(lowest, height.max(), 16)
+  axes.contour(
+    x, y, height, levels=levels, colors="0.75", linewidths=0.6, zorder=0
+  )
