@@ -1,0 +1,35 @@
+"""The README's Python runs, top to bottom, in one namespace."""
+
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+README = pathlib.Path(__file__).parents[1] / "README.md"
+
+
+def test_readme_code_runs(capsys):
+  blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+  assert len(blocks) >= 3
+  namespace = {}
+  for block in blocks:
+    exec(compile(block, str(README), "exec"), namespace)
+  loss, rate = re.fullmatch(
+    r"loss ([\d.]+), rate ([\d.]+)\n", capsys.readouterr().out
+  ).groups()
+  assert float(loss) < 0.05 and float(rate) > 0
+
+
+def test_ci_runs_the_readme_test_command():
+  commands = re.findall(r"```sh\n(.*?)\n```", README.read_text(), re.DOTALL)
+  assert len(commands) == 2
+  script = (README.parent / ".ci" / "run").read_text()
+  assert commands[1] in script
+
+
+@pytest.mark.parametrize("name", ["flax", "matplotlib"])
+def test_import_needs_neither_flax_nor_matplotlib(name):
+  code = f"import sys; sys.modules['{name}'] = None; import gen_optax"
+  subprocess.run([sys.executable, "-c", code], check=True)
