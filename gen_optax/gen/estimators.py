@@ -90,6 +90,11 @@ def _fitted(probes, degree, evaluate, known_slope, rounding) -> Estimate:
 def _exact(derivatives) -> Estimate:
   def estimate(value_fn, params, direction, rate, value, slope):
     del value, slope
+    # They do not depend on the rate, so the compiler would move them out of the
+    # loop and evaluate them on every step.
+    params, direction, rate = jax.lax.optimization_barrier(
+      (params, direction, rate)
+    )
     found = derivatives(value_fn, params, direction)
     return fits.exact_fit(found.first, found.second, rate.dtype)
 

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import optax
 
 from gen_optax.oracle import trees
+from gen_optax.oracle.lazy import run_if
 
 SMOOTHING = 0.9
-# A gradient this many times longer than usual is refused once.
-MAX_LENGTH = 100.0
+# A gradient this many times the running root mean square is refused.
+MAX_LENGTH = 20.0
+# Two in a row this many times shorter: what came before was no gradient.
+MIN_LENGTH = 1e-6
 
 
 class SkipImplausibleState(NamedTuple):
@@ -18,7 +21,7 @@ class SkipImplausibleState(NamedTuple):
 
   Attributes:
     inner_state: the wrapped state, as it was before a refused gradient.
-    size: running average of the squared norm of accepted gradients.
+    size: running average of the squared norm of the gradient.
     refused: whether the last gradient was refused.
     total_refused: how many were, int32.
   """
@@ -35,10 +38,14 @@ def skip_implausible(
   """Withholds steps whose gradient is not finite or absurdly long.
 
   A moment that has taken in one gradient of 1e20 times the usual size needs
-  hundreds of steps to forget it. A gradient whose norm is not finite is
-  refused; so is one a hundred times the running root mean square, unless the
-  one before was refused too: then it is the new normal. On a refused gradient
-  the update is zero and the wrapped state stays as it was.
+  hundreds of steps to forget it. A gradient is refused where its norm is not
+  finite or twenty times the running root mean square; a refused one counts
+  there as twenty times, so that a size that stays is accepted after a few
+  steps, and a batch that comes again is accepted the second time. On a refused
+  gradient the update is zero and the wrapped state stays as it was.
+
+  The first gradient has nothing to be compared with. Where the next two are a
+  million times shorter, the optimizer starts anew.
 
   Args:
     inner: the optimizer to protect; its `update` takes raw gradients.
@@ -72,18 +79,28 @@ def skip_implausible(
   def update_fn(updates, state, params=None, **extra_args):
     size = trees.vdot(updates, updates, state.size.dtype)
     known = state.size > 0
-    long = known & (size > MAX_LENGTH**2 * state.size)
-    refused = ~jnp.isfinite(size) | (long & ~state.refused)
+    longest = MAX_LENGTH**2 * state.size
+    short = known & (size > 0) & (size < MIN_LENGTH**2 * state.size)
+    restart = short & state.refused
+    refused = ~jnp.isfinite(size) | (known & (size > longest))
+    refused = refused | (short & ~restart)
 
-    new_updates, inner_state = inner.update(
-      updates, state.inner_state, params, **extra_args
-    )
-    mixed = SMOOTHING * state.size + (1 - SMOOTHING) * size
-    mixed = jnp.where(known & ~long, mixed, size)
-    zeros = trees.zeros_like(new_updates)
-    return trees.select(refused, zeros, new_updates), SkipImplausibleState(
-      inner_state=trees.select(refused, state.inner_state, inner_state),
-      size=jnp.where(refused, state.size, mixed),
+    def step(carry):
+      return inner.update(updates, carry[1], params, **extra_args)
+
+    standing = state.inner_state
+    if params is not None:
+      standing = run_if(restart, lambda _: inner.init(params), standing)
+    # A loop of one trip, so that the state is written once and in place.
+    zeros = trees.zeros_like(updates)
+    new_updates, inner_state = run_if(~refused, step, (zeros, standing))
+    counted = jnp.where(known, jnp.minimum(size, longest), size)
+    mixed = SMOOTHING * state.size + (1 - SMOOTHING) * counted
+    mixed = jnp.where(known & ~restart, mixed, counted)
+    forget = ~jnp.isfinite(size) | (short & refused)
+    return new_updates, SkipImplausibleState(
+      inner_state=inner_state,
+      size=jnp.where(forget, state.size, mixed),
       refused=refused,
       total_refused=state.total_refused + refused.astype(jnp.int32),
     )

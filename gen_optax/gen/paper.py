@@ -19,6 +19,7 @@ from gen_optax.gen.stage import (
 )
 from gen_optax.oracle import trees
 from gen_optax.oracle.closures import require
+from gen_optax.oracle.lazy import run_if
 from gen_optax.oracle.line import Evaluate
 
 
@@ -136,18 +137,18 @@ def scale_by_gen_paper(
       require("scale_by_gen_paper", grad=grad)
       slope = -trees.vdot(grad, updates, state.learning_rate.dtype)
 
-    def refit(carry):
-      _, rate, _ = carry
+    def refit(standing):
+      rate, _ = standing
       fit = estimate(value_fn, params, updates, rate, value, slope)
       rate, accepted = rule.paper_rule(fit, rate, smoothing)
-      return jnp.zeros((), bool), rate, report(fit, accepted, False)
+      return rate, report(fit, accepted, False)
 
     count = optax.safe_increment(state.count)
-    carry = (count % every == 0, state.learning_rate, state.info)
+    standing = (state.learning_rate, state.info)
     if is_known(every) and every == 1:
-      _, rate, info = refit(carry)
+      rate, info = refit(standing)
     else:
-      _, rate, info = jax.lax.while_loop(lambda c: c[0], refit, carry)
+      rate, info = run_if(count % every == 0, refit, standing)
     factor = horizon_factor(horizon, state.count, rate.dtype)
     return trees.scale(updates, rate * factor), ScaleByGenPaperState(
       count, rate, info

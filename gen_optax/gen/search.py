@@ -1,4 +1,4 @@
-"""The one loop that holds all evaluations of a step: fit, search, or nothing."""
+"""The one loop that holds all evaluations of a step: fit, search, or none."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -193,8 +193,13 @@ def scale_by_gen(
     # What the update and the gradient say before any forward pass.
     size = trees.vdot(updates, updates, dtype)
     slope = None if grad is None else -trees.vdot(grad, updates, dtype)
+    # How this batch sees the step that led here; read before the fit, or the
+    # buffer that holds that step is copied.
+    seen = None
+    if fresh_slope:
+      seen = trees.vdot(grad, state.previous_update, dtype)
     healthy = jnp.isfinite(size)
-    for scalar in (slope, value):
+    for scalar in (slope, seen, value):
       if scalar is not None:
         healthy = healthy & jnp.isfinite(scalar)
     suspect = rule.is_suspect(size, slope, averages, rate)
@@ -215,15 +220,12 @@ def scale_by_gen(
     idle = ~due & healthy & calibrated
     taken = fitted | idle
 
-    # What this batch says of the step that led here: a step of length e along u
-    # met the curvature A, so its slope at the start was e A - <grad, u>.
+    # A step of length e along u met the curvature A: in this batch's eyes the
+    # slope at its start was e A - <grad, u>.
     if fresh_slope:
-      fresh = state.previous_bend - trees.vdot(
-        grad, state.previous_update, dtype
-      )
       averages = trees.select(
         state.follows & taken & ~wild,
-        rule.average_fresh_slope(averages, fresh),
+        rule.average_fresh_slope(averages, state.previous_bend - seen),
         averages,
       )
 

@@ -1,0 +1,102 @@
+"""Runs an optax optimizer on a loss, compiled once, and reports each step."""
+
+import functools
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from gen_optax import problems
+
+
+class Run(NamedTuple):
+  """What every step left behind, stacked over the steps."""
+
+  params: Any
+  rate: jax.Array
+  loss: jax.Array
+  info: Any
+  state: Any
+
+
+def gen_state(state):
+  for name in ("ScaleByGenState", "ScaleByGenPaperState"):
+    found = optax.tree.get(state, name)
+    if found is not None:
+      return found
+  raise KeyError("no GeN stage in the state")
+
+
+def step(tx, value_fn, params, state, **extra_args):
+  """One step with everything that a stage may read."""
+  value, grad = jax.value_and_grad(value_fn)(params)
+  arguments = dict(value=value, grad=grad, value_fn=value_fn) | extra_args
+  updates, state = tx.update(grad, state, params, **arguments)
+  return optax.apply_updates(params, updates), state, value
+
+
+def run(tx, loss, start, steps):
+  """Scans `steps` steps on `loss(params, t)`; `state` is the last one."""
+
+  def body(carry, t):
+    params, state = carry
+    params, state, value = step(tx, lambda p: loss(p, t), params, state)
+    gen = gen_state(state)
+    return (params, state), (params, gen.learning_rate, value, gen.info)
+
+  (_, state), history = jax.lax.scan(
+    body, (start, tx.init(start)), jnp.arange(steps)
+  )
+  return Run(*history, state)
+
+
+@functools.cache
+def static(name):
+  """A test function as a loss that is the same in every step."""
+  fn = getattr(problems, name)().fn
+  return lambda w, t: fn(w)
+
+
+def alternating(w, t):
+  """The two quadratics of goldens G4 and G6, in turn."""
+  even = t % 2 == 0
+  centre = jnp.where(even, jnp.array([1.0, 0.5]), jnp.array([-1.0, -0.25]))
+  return 0.5 * jnp.sum(jnp.array([1.0, 10.0]) * (w - centre) ** 2)
+
+
+LOSSES = {
+  "beale": static("beale"),
+  "rosenbrock": static("rosenbrock"),
+  "alternating": alternating,
+}
+
+
+def assert_digits(actual, printed, units=1.0):
+  """Every number agrees with the printed one to the last digit printed."""
+  expected = printed.replace(",", " ").split()
+  actual = np.atleast_1d(np.asarray(actual, np.float64))
+  assert actual.shape == (len(expected),), (actual, expected)
+  for number, text in zip(actual, expected, strict=True):
+    mantissa, _, exponent = text.lower().partition("e")
+    decimals = len(re.sub(r"^[^.]*\.?", "", mantissa))
+    unit = 10.0 ** (int(exponent or 0) - decimals)
+    assert abs(number - float(text)) <= units * unit, (number, text)
+
+
+def logistic(count=512, width=8, seed=0, noise=0.0):
+  """Features, labels in {-1, 1} of a logistic model, and its mean loss."""
+  rng = np.random.default_rng(seed)
+  features = rng.normal(size=(count, width))
+  truth = rng.normal(size=width)
+  flip = rng.random(count) < noise
+  odds = 1 / (1 + np.exp(-features @ truth))
+  labels = np.where((rng.random(count) < odds) ^ flip, 1.0, -1.0)
+
+  def loss(w, rows=slice(None), features=features, labels=labels):
+    margin = jnp.asarray(labels)[rows] * (jnp.asarray(features)[rows] @ w)
+    return jnp.mean(jax.nn.softplus(-margin))
+
+  return features, labels, loss

@@ -1,0 +1,558 @@
+"""Wrong calls are named; wrong numbers reach no parameter and no average."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from running import gen_state, run, step
+
+import gen_optax
+from gen_optax.gen.fit import check_probes
+
+# Wrong configuration: an error when the transform is built.
+
+
+@pytest.mark.parametrize(
+  "options, got",
+  [
+    (dict(probes=()), "()"),
+    (dict(probes=(1.0, 1.0)), "1"),
+    (dict(probes=(-1, 1, 1.0)), "1"),
+    (dict(probes=(0.0,)), "0"),
+    (dict(probes=(0.0, 0)), "0"),
+    (dict(probes=(float("nan"), 1.0)), "nan"),
+    (dict(probes=(float("inf"), 1.0)), "inf"),
+    (dict(probes=(1.0,)), "1"),
+    (dict(degree=1), "1"),
+    (dict(degree=5, probes=(-3, -2, -1, 1, 2, 3)), "5"),
+    (dict(degree=3), "3"),
+    (dict(degree=4, probes=(-1, 1, 2)), "4"),
+    (dict(learning_rate=-0.1), "-0.1"),
+    (dict(learning_rate=0.0), "0.0"),
+    (dict(learning_rate=float("nan")), "nan"),
+    (dict(learning_rate=float("inf")), "inf"),
+    (dict(every=0), "0"),
+    (dict(every=-3), "-3"),
+    (dict(every=2.5), "2.5"),
+    (dict(smoothing=1.0), "1.0"),
+    (dict(smoothing=-0.1), "-0.1"),
+    (dict(estimator="guess"), "guess"),
+    (dict(evaluate="loop"), "loop"),
+    (dict(horizon=0), "0"),
+    (dict(horizon=-5), "-5"),
+    (dict(dense_start=-1), "-1"),
+  ],
+  ids=str,
+)
+@pytest.mark.parametrize("stage", ["default", "paper"])
+def test_a_wrong_option_is_named(stage, options, got):
+  """The message names the argument and says what it got."""
+  name = "degree" if "degree" in options else next(iter(options))
+  options = dict(estimator="fit", learning_rate=0.1) | options
+  if stage == "default":
+    options["fresh_slope"] = False
+    build = gen_optax.scale_by_gen
+  elif "dense_start" in options:
+    pytest.skip("the paper's rule has no dense start")
+  else:
+    build = gen_optax.scale_by_gen_paper
+  with pytest.raises(ValueError) as error:
+    build(**options)
+  assert name in str(error.value)
+  assert got in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "build",
+  [
+    gen_optax.scale_by_gen,
+    gen_optax.scale_by_gen_paper,
+    functools.partial(gen_optax.generalized_newton, optax.sgd(1.0)),
+    gen_optax.gen_sgd,
+    gen_optax.gen_momentum,
+    gen_optax.gen_adam,
+    gen_optax.gen_adamw,
+    gen_optax.gen_lion,
+  ],
+)
+@pytest.mark.parametrize(
+  "rate",
+  [-1.0, optax.cosine_decay_schedule(0.1, 10)],
+  ids=["negative", "schedule"],
+)
+def test_every_door_refuses_a_wrong_rate(build, rate):
+  """A schedule is pointed to `horizon`, which takes one."""
+  with pytest.raises(ValueError, match="learning_rate") as error:
+    build(learning_rate=rate)
+  if callable(rate):
+    assert "horizon" in str(error.value)
+
+
+def test_a_rate_that_is_no_number():
+  with pytest.raises(ValueError, match="learning_rate"):
+    gen_optax.scale_by_gen("0.1")
+
+
+@pytest.mark.parametrize(
+  "probes, degree, known, remedy",
+  [
+    ((), 2, False, "probes"),
+    ((0.0,), 2, True, "probes"),
+    ((1.0, 1.0), 2, False, "probes"),
+    ((1.0,), 2, False, "probe"),
+    ((1.0, -1.0), 4, False, "degree"),
+    ((1.0,), 3, True, "degree"),
+  ],
+)
+def test_check_probes(probes, degree, known, remedy):
+  with pytest.raises(ValueError, match=remedy):
+    check_probes(probes, degree, known)
+
+
+@pytest.mark.parametrize(
+  "probes, degree, known",
+  [((1.0,), 2, True), ((-1, 1), 2, False), ((1, 2), 3, True)],
+)
+def test_enough_probes_pass(probes, degree, known):
+  assert check_probes(probes, degree, known) == probes
+
+
+# Missing or wrong arguments of `update`: an error with the line that mends it.
+
+LOSS = lambda w: jnp.sum((w - 3.0) ** 2)
+CALLS = itertools.count()
+
+
+def call(tx, **changes):
+  w = jnp.ones(2)
+  arguments = dict(
+    params=w, value=LOSS(w), grad=jax.grad(LOSS)(w), value_fn=LOSS
+  )
+  arguments |= changes
+  arguments = {k: v for k, v in arguments.items() if v is not None}
+  return tx.update(-jax.grad(LOSS)(w), tx.init(w), **arguments)
+
+
+@pytest.mark.parametrize(
+  "build",
+  [gen_optax.scale_by_gen, lambda: gen_optax.scale_by_gen_paper(0.1)],
+)
+@pytest.mark.parametrize("missing", ["value_fn", "params"])
+def test_a_missing_argument_is_named(build, missing):
+  with pytest.raises(ValueError, match=missing) as error:
+    call(build(), **{missing: None})
+  assert "update(" in str(error.value)
+  if missing == "value_fn":
+    assert "value_fn=" in str(error.value)
+
+
+def test_a_missing_gradient_names_the_form_that_needs_none():
+  with pytest.raises(ValueError, match="grad") as error:
+    call(gen_optax.scale_by_gen(), grad=None)
+  assert "grad=" in str(error.value)
+  assert 'estimator="fit"' in str(error.value)
+  assert "fresh_slope=False" in str(error.value)
+  free = gen_optax.scale_by_gen(estimator="fit", fresh_slope=False)
+  updates, _ = call(free, grad=None)
+  np.testing.assert_allclose(updates, 2.0, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+  "options",
+  [
+    dict(estimator="fit"),
+    dict(fresh_slope=False),
+    dict(estimator="hvp"),
+    dict(estimator="forward"),
+  ],
+)
+def test_the_gradient_is_needed_unless_both_are_given_up(options):
+  with pytest.raises(ValueError, match="grad"):
+    call(gen_optax.scale_by_gen(**options), grad=None)
+
+
+def test_the_updates_are_never_taken_for_the_gradient():
+  """Paper rule with a known slope: nothing else can give it."""
+  tx = gen_optax.scale_by_gen_paper(0.1, estimator="known_slope", probes=(1.0,))
+  with pytest.raises(ValueError, match="grad"):
+    call(tx, grad=None)
+
+
+@pytest.mark.parametrize(
+  "value_fn",
+  [
+    lambda w: (w - 3.0) ** 2,
+    lambda w: LOSS(w)[None],
+    lambda w: (LOSS(w), {"aux": w}),
+    lambda w: None,
+  ],
+  ids=["vector", "length one", "aux", "none"],
+)
+@pytest.mark.parametrize("evaluate", ["vmap", "map"])
+@pytest.mark.parametrize("estimator", ["known_slope", "fit", "forward", "hvp"])
+def test_a_loss_that_is_no_scalar(value_fn, evaluate, estimator):
+  tx = gen_optax.scale_by_gen(evaluate=evaluate, estimator=estimator)
+  with pytest.raises(ValueError, match="value_fn") as error:
+    call(tx, value_fn=value_fn)
+  assert "scalar" in str(error.value)
+
+
+def test_unknown_arguments_are_ignored():
+  updates, _ = call(gen_optax.scale_by_gen(), key=7, obj_fn=None, batch="x")
+  np.testing.assert_allclose(updates, 2.0, rtol=1e-3)
+
+
+def test_generalized_newton_brings_the_gradient_itself():
+  tx = gen_optax.gen_momentum()
+  w = jnp.ones(2)
+  grad = jax.grad(LOSS)(w)
+  updates, _ = tx.update(grad, tx.init(w), w, value_fn=LOSS)
+  np.testing.assert_allclose(updates, 2.0, rtol=1e-3)
+  with pytest.raises(ValueError, match="value_fn"):
+    tx.update(grad, tx.init(w), w)
+  with pytest.raises(ValueError, match="params"):
+    tx.update(grad, tx.init(w), value_fn=LOSS)
+
+
+@pytest.mark.parametrize(
+  "value_fn, value, match",
+  [
+    (lambda w: w, None, "scalar"),
+    (None, None, "function"),
+    (lambda w: jnp.sum(w) * jnp.nan, None, "finite"),
+    (LOSS, 5.0, "value"),
+    (lambda w: LOSS(w) + next(CALLS), None, "twice"),
+  ],
+)
+def test_check_value_fn(value_fn, value, match):
+  with pytest.raises(ValueError) as error:
+    gen_optax.check_value_fn(value_fn, jnp.ones(2), value)
+  if match != "twice":
+    assert match in str(error.value)
+  assert "value_fn" in str(error.value)
+  gen_optax.check_value_fn(LOSS, jnp.ones(2), LOSS(jnp.ones(2)))
+
+
+# Losses that are not finite
+
+
+SCALE = np.array([1.0, 4.0])
+
+
+@functools.cache
+def breakable(ready, every, probes_only):
+  """An optimizer, and a compiled step whose losses can be broken."""
+  tx = (
+    gen_optax.gen_momentum(every=every)
+    if ready
+    else optax.chain(
+      optax.sgd(1.0, momentum=0.9), gen_optax.scale_by_gen(every=every)
+    )
+  )
+
+  @jax.jit
+  def train(w, state, broken, bad):
+    clean = lambda p: jnp.sum(SCALE * (p - 3.0) ** 2)
+    elsewhere = lambda p: jnp.any(p != w) if probes_only else True
+    value_fn = lambda p: jnp.where(broken & elsewhere(p), bad, clean(p))
+    value, grad = jax.value_and_grad(clean)(w)
+    updates, state = tx.update(
+      grad, state, w, value=value_fn(w), grad=grad, value_fn=value_fn
+    )
+    return optax.apply_updates(w, updates), state, value
+
+  return tx, train
+
+
+@pytest.mark.parametrize("every, probes_only", [(1, True), (8, False)])
+@pytest.mark.parametrize("ready", [True, False])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("when", [0, 5, 30])
+def test_losses_that_are_not_finite(bad, ready, when, every, probes_only):
+  """The parameters stay for this step, and training goes on after it.
+
+  `probes_only` leaves the loss at the parameters themselves as it was;
+  otherwise the lazy step, t = 30, is withheld as well.
+  """
+  tx, train = breakable(ready, every, probes_only)
+  w = jnp.array([20.0, -9.0])
+  state = tx.init(w)
+  for _ in range(when):
+    w, state, _ = train(w, state, False, bad)
+  stood, rate = w, gen_state(state).learning_rate
+  w, state, before = train(w, state, True, bad)
+  np.testing.assert_array_equal(w, stood)
+  assert gen_state(state).info.skipped
+  assert gen_state(state).learning_rate <= rate
+  for leaf in jax.tree.leaves(gen_state(state).averages):
+    assert np.all(np.isfinite(leaf))
+  for _ in range(60):
+    w, state, _ = train(w, state, False, bad)
+  assert not gen_state(state).info.skipped
+  assert jnp.sum(SCALE * (w - 3.0) ** 2) < before
+
+
+def test_a_wall_beyond_the_minimum():
+  """The first probe always falls off the domain; the rate comes down."""
+  loss = lambda w: jnp.sum(-jnp.log(w) - jnp.log(1 - w))
+  tx = gen_optax.gen_sgd(1.0)
+  w = jnp.array([0.01, 0.6])
+  found = run(tx, lambda p, t: loss(p), w, 100)
+  assert np.all(np.isfinite(found.params))
+  np.testing.assert_allclose(found.params[-1], 0.5, atol=0.05)
+
+
+@pytest.mark.parametrize(
+  "build",
+  [
+    gen_optax.gen_adam,
+    lambda: optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen()),
+  ],
+  ids=["ready-made", "chain"],
+)
+def test_a_nan_in_one_leaf_of_the_gradient(build):
+  """The step is withheld, in the other leaves too."""
+  tx = build()
+  params = {"a": jnp.ones(2), "b": jnp.full((3,), 2.0)}
+  loss = lambda p: jnp.sum(p["a"] ** 2) + 10 * jnp.sum(p["b"] ** 4)
+
+  @jax.jit
+  def train(params, state, broken):
+    value, grad = jax.value_and_grad(loss)(params)
+    grad["b"] = jnp.where(broken, grad["b"].at[1].set(jnp.nan), grad["b"])
+    updates, state = tx.update(
+      grad, state, params, value=value, grad=grad, value_fn=loss
+    )
+    return optax.apply_updates(params, updates), state
+
+  before, state = train(params, tx.init(params), False)
+  after, state = train(before, state, True)
+  jax.tree.map(np.testing.assert_array_equal, after, before)
+  for leaf in jax.tree.leaves(state):
+    assert np.all(np.isfinite(leaf))
+  for _ in range(30):
+    after, state = train(after, state, False)
+  assert loss(after) < loss(before)
+
+
+# Gradients and lines of no use
+
+SHAPES = {
+  "flat": lambda w: 0.0 * jnp.sum(w) + 3.0,
+  "kinked": lambda w: jnp.sum(jnp.abs(w - 30.0)),  # straight for long
+  "straight": lambda w: jnp.sum(w),
+  "concave": lambda w: -jnp.sum(w**2),
+  "concave at first": lambda w: jnp.sum(jnp.cos(w / 10)),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("base", ["sgd", "adam", "lion"])
+def test_flat_straight_and_concave_lines(shape, base):
+  """Nothing becomes NaN, and where there is a bounded way down it is taken."""
+  tx = gen_optax.generalized_newton(BASES[base]())
+  loss = SHAPES[shape]
+  w = jnp.array([1.0, 2.0])
+  first, state = loss(w), tx.init(w)
+  train = jax.jit(lambda w, state: step(tx, loss, w, state)[:2])
+  for _ in range(5):
+    w, state = train(w, state)
+    assert np.all(np.isfinite(w))
+    for leaf in jax.tree.leaves(state):
+      assert np.all(np.isfinite(leaf))
+  assert loss(w) <= first
+  if shape in ("kinked", "concave at first"):
+    assert loss(w) < first
+
+
+@pytest.mark.parametrize("base", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("size", [0.0, 1e-20])
+def test_gradients_of_no_size(base, size):
+  """They move nothing, poison nothing, and do not pass for a first fit."""
+  tx = gen_optax.generalized_newton(BASES[base]())
+
+  @jax.jit
+  def train(w, state, scale):
+    value, grad = jax.value_and_grad(LOSS)(w)
+    grad = jnp.where(scale < 0, grad, jnp.full_like(grad, scale))
+    updates, state = tx.update(
+      grad, state, w, value=value, grad=grad, value_fn=LOSS
+    )
+    return optax.apply_updates(w, updates), state
+
+  w = jnp.array([10.0, -4.0])
+  state, start = tx.init(w), LOSS(w)
+  for _ in range(3):
+    w, state = train(w, state, size)
+    assert np.all(np.isfinite(w))
+    if size == 0.0:
+      np.testing.assert_array_equal(w, [10.0, -4.0])
+  for _ in range(100):
+    w, state = train(w, state, -1.0)
+  assert LOSS(w) < 0.1 * start
+
+
+# One wild step
+
+BASES = {
+  "sgd": lambda: optax.sgd(1.0),
+  "momentum": lambda: optax.sgd(1.0, momentum=0.9),
+  "adam": lambda: optax.adam(1.0),
+  "adamw": lambda: optax.adamw(1.0),
+  "lion": lambda: optax.lion(1.0),
+  "rmsprop": lambda: optax.rmsprop(1.0),
+}
+ROWS, WIDTH, BATCH = 512, 12, 128
+WHEN = {"first": 0, "dense": 10, "later": 24, "lazy": 27}  # lazy: every = 8
+AFTER = 60
+STEPS = max(WHEN.values()) + AFTER + 2
+# What a fault multiplies the gradient and the loss by; or, with a third
+# number, the norm of the random direction that replaces the gradient.
+FAULTS = {
+  "none": (1.0, 1.0, 0.0),
+  "gradient": (1e20, 1.0, 0.0),
+  "loss": (1.0, 1e20, 0.0),
+  "both": (1e20, 1e20, 0.0),
+  "flipped": (-1.0, 1.0, 0.0),
+  "random 30": (1.0, 1.0, 30.0),
+  "random 1e3": (1.0, 1.0, 1e3),
+  "random 1e6": (1.0, 1.0, 1e6),
+}
+# An exact minimisation of the full loss along the base's own direction, with
+# the faulty step skipped, gains nothing in 60 steps here: the moments of the
+# base hold the fault. A bare chain cannot repair that, and the gate of
+# `generalized_newton` has nothing to compare the first gradient with.
+SPOILT_BASE = {
+  "momentum": {"random 1e6"},
+  "adam": {"gradient", "both", "random 1e6"},
+  "adamw": {"gradient", "both", "random 1e6"},
+  "lion": {"random 1e3", "random 1e6"},
+  "rmsprop": {"gradient", "both"},
+}
+
+
+def wild_data():
+  """Separable, ill-conditioned: a clean run descends all the way."""
+  rng = np.random.default_rng(0)
+  scales = np.geomspace(1, 0.02, WIDTH)
+  x = rng.normal(size=(ROWS, WIDTH)) * scales
+  return x, np.sign(x @ (rng.normal(size=WIDTH) / scales))
+
+
+def wild_cases():
+  """(name, batches, rows measured, step of the fault, fault, seed)."""
+  for noisy, when, fault in itertools.product((False, True), WHEN, FAULTS):
+    for seed in range(3 if noisy or fault.startswith("random") else 1):
+      if noisy:
+        batches = np.random.default_rng(100 + seed).integers(
+          ROWS, size=(STEPS, BATCH)
+        )
+        measured = np.arange(ROWS)
+      else:
+        batches = np.broadcast_to(np.arange(BATCH), (STEPS, BATCH))
+        measured = np.resize(np.arange(BATCH), ROWS)
+      name = ("noisy" if noisy else "fixed", when, fault, seed)
+      yield name, batches, measured, WHEN[when], FAULTS[fault], seed
+
+
+def wild_runs(tx, dtype):
+  """Every case at once: loss before each step, and whether all was finite."""
+  x, y = (jnp.asarray(a, dtype) for a in wild_data())
+
+  def one(batches, measured, when, fault, seed):
+    times_grad, times_loss, times_norm = fault
+    direction = jax.random.normal(jax.random.key(seed), (WIDTH,), dtype)
+    direction /= jnp.linalg.norm(direction)
+
+    def loss(w, rows):
+      return jnp.mean(jax.nn.softplus(-y[rows] * (x[rows] @ w)))
+
+    def body(carry, t):
+      w, state = carry
+      clean = lambda p: loss(p, batches[t])
+      value, grad = jax.value_and_grad(clean)(w)
+      random = direction * jnp.linalg.norm(grad) * times_norm
+      wild = jnp.where(times_norm > 0, random, grad * times_grad)
+      grad = jnp.where(t == when, wild.astype(dtype), grad)
+      factor = jnp.where(t == when, times_loss, 1.0).astype(dtype)
+      measure = loss(w, measured)
+      updates, state = tx.update(
+        grad,
+        state,
+        w,
+        value=value * factor,
+        grad=grad,
+        value_fn=lambda p: clean(p) * factor,
+      )
+      w = optax.apply_updates(w, updates)
+      return (w, state), (measure, jnp.all(jnp.isfinite(w)))
+
+    start = jnp.zeros(WIDTH, dtype)
+    return jax.lax.scan(body, (start, tx.init(start)), jnp.arange(STEPS))[1]
+
+  names, *columns = zip(*wild_cases(), strict=True)
+  columns = [jnp.asarray(np.array(c)) for c in columns]
+  losses, finite = jax.jit(jax.vmap(one))(*columns)
+  return names, np.asarray(losses), np.all(finite, axis=1)
+
+
+def slow_unless(wanted, *values):
+  return pytest.param(*values, marks=[] if wanted else pytest.mark.slow)
+
+
+@functools.lru_cache(maxsize=1)
+def wild_outcome(wrapped, base, dtype, every):
+  """Name, loss before the fault, loss after it, all finite: of every case."""
+  with jax.enable_x64(dtype == "float64"):
+    if wrapped == "generalized_newton":
+      tx = gen_optax.generalized_newton(BASES[base](), every=every)
+    else:
+      tx = optax.chain(BASES[base](), gen_optax.scale_by_gen(every=every))
+    names, losses, finite = wild_runs(tx, jnp.dtype(dtype))
+  t = np.array([WHEN[when] for _, when, _, _ in names])
+  rows = np.arange(len(names))
+  return list(
+    zip(
+      names, losses[rows, t], losses[rows, t + AFTER + 1], finite, strict=True
+    )
+  )
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["later", "first"])
+@pytest.mark.parametrize(
+  "dtype, every",
+  [
+    slow_unless(True, "float32", 8),
+    slow_unless(True, "float64", 1),
+    slow_unless(False, "float32", 1),
+    slow_unless(False, "float64", 8),
+  ],
+)
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("wrapped", ["generalized_newton", "chain"])
+def test_one_wild_step(wrapped, base, dtype, every, first):
+  """60 clean steps later the loss is below where it was.
+
+  Where the base alone is spoilt (`SPOILT_BASE`) the loss must not be above it:
+  a rate small enough always achieves that.
+  """
+  wrong, count = [], 0
+  for name, before, after, finite in wild_outcome(wrapped, base, dtype, every):
+    _, when, fault, _ = name
+    if fault == "none":
+      assert finite and after < before, "the clean run must descend"
+    if (when == "first") != first:
+      continue
+    count += 1
+    spoilt = fault in SPOILT_BASE.get(base, ()) and (
+      wrapped == "chain" or first
+    )
+    good = after <= before * (1 + 1e-3) if spoilt else after < before
+    if not (finite and good):
+      wrong.append((*name, f"{before:.4g} -> {after:.4g}", bool(finite)))
+  lines = "\n".join(map(str, wrong))
+  assert not wrong, f"{len(wrong)} of {count}:\n{lines}"
