@@ -57,7 +57,9 @@ def test_a_wrong_option_is_named(stage, options, got):
     options["fresh_slope"] = False
     build = gen_optax.scale_by_gen
   elif "dense_start" in options:
-    pytest.skip("the paper's rule has no dense start")
+    with pytest.raises(TypeError, match="dense_start"):
+      gen_optax.scale_by_gen_paper(**options)
+    return
   else:
     build = gen_optax.scale_by_gen_paper
   with pytest.raises(ValueError) as error:
@@ -418,20 +420,21 @@ FAULTS = {
   "loss": (1.0, 1e20, 0.0),
   "both": (1e20, 1e20, 0.0),
   "flipped": (-1.0, 1.0, 0.0),
-  "random 30": (1.0, 1.0, 30.0),
+  "random 10": (1.0, 1.0, 10.0),
   "random 1e3": (1.0, 1.0, 1e3),
   "random 1e6": (1.0, 1.0, 1e6),
 }
-# An exact minimisation of the full loss along the base's own direction, with
-# the faulty step skipped, gains nothing in 60 steps here: the moments of the
-# base hold the fault. A bare chain cannot repair that, and the gate of
-# `generalized_newton` has nothing to compare the first gradient with.
-SPOILT_BASE = {
-  "momentum": {"random 1e6"},
-  "adam": {"gradient", "both", "random 1e6"},
-  "adamw": {"gradient", "both", "random 1e6"},
-  "lion": {"random 1e3", "random 1e6"},
-  "rmsprop": {"gradient", "both"},
+# What is promised. A bare chain cannot undo what a faulty gradient leaves in
+# the optimizer's moments. The gate of `generalized_newton` passes what is not
+# twenty times the running size, and has nothing to compare a first gradient
+# with, unless the next two are a million times shorter.
+NO_MEMORY = {"sgd"}
+ALWAYS = {"none", "loss", "flipped"}
+SURVIVED = {
+  ("chain", False): ALWAYS,
+  ("chain", True): ALWAYS,
+  ("generalized_newton", False): set(FAULTS) - {"random 10"},
+  ("generalized_newton", True): ALWAYS | {"gradient", "both"},
 }
 
 
@@ -500,10 +503,6 @@ def wild_runs(tx, dtype):
   return names, np.asarray(losses), np.all(finite, axis=1)
 
 
-def slow_unless(wanted, *values):
-  return pytest.param(*values, marks=[] if wanted else pytest.mark.slow)
-
-
 @functools.lru_cache(maxsize=1)
 def wild_outcome(wrapped, base, dtype, every):
   """Name, loss before the fault, loss after it, all finite: of every case."""
@@ -523,36 +522,20 @@ def wild_outcome(wrapped, base, dtype, every):
 
 
 @pytest.mark.parametrize("first", [False, True], ids=["later", "first"])
-@pytest.mark.parametrize(
-  "dtype, every",
-  [
-    slow_unless(True, "float32", 8),
-    slow_unless(True, "float64", 1),
-    slow_unless(False, "float32", 1),
-    slow_unless(False, "float64", 8),
-  ],
-)
+@pytest.mark.parametrize("dtype, every", [("float32", 8), ("float64", 1)])
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("wrapped", ["generalized_newton", "chain"])
 def test_one_wild_step(wrapped, base, dtype, every, first):
-  """60 clean steps later the loss is below where it was.
-
-  Where the base alone is spoilt (`SPOILT_BASE`) the loss must not be above it:
-  a rate small enough always achieves that.
-  """
+  """Nothing is lost, and 60 clean steps later the loss is below."""
   wrong, count = [], 0
   for name, before, after, finite in wild_outcome(wrapped, base, dtype, every):
     _, when, fault, _ = name
-    if fault == "none":
-      assert finite and after < before, "the clean run must descend"
     if (when == "first") != first:
       continue
     count += 1
-    spoilt = fault in SPOILT_BASE.get(base, ()) and (
-      wrapped == "chain" or first
-    )
-    good = after <= before * (1 + 1e-3) if spoilt else after < before
-    if not (finite and good):
+    promised = base in NO_MEMORY or fault in SURVIVED[wrapped, first]
+    if not finite or (promised and not after < before):
       wrong.append((*name, f"{before:.4g} -> {after:.4g}", bool(finite)))
   lines = "\n".join(map(str, wrong))
+  assert count >= 30
   assert not wrong, f"{len(wrong)} of {count}:\n{lines}"

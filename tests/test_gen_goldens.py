@@ -567,16 +567,18 @@ def test_default_rule_equals_the_reference(case):
   )
   @hypothesis.example((1.5, 1.0), -2.0)
   def check(start, exponent):
-    # At a minimiser of one of the two losses the first line is flat, and
-    # whether rounding makes it so is no property of the rule.
+    # Close to the first centre the second step is a thousand times the first,
+    # and the stage guards where the reference does not.
     start = np.round(start, 3)
-    hypothesis.assume(np.linalg.norm(start - [1.0, 0.5]) > 0.1)
+    hypothesis.assume(np.linalg.norm(start - [1.0, 0.5]) > 0.5)
     expected = reference.DefaultRule(
       10.0**exponent, **{RENAMED.get(k, k): v for k, v in options.items()}
     )
     rates, points = reference.run(
       expected, reference.BASES[base](), reference.alternating, start, 60
     )
+    # So it does where lazy steps let the iterates explode.
+    hypothesis.assume(np.max(np.abs(points)) < 6)
     found_rates, found_points = go(start, 10.0**exponent)
     np.testing.assert_allclose(found_rates, rates, rtol=1e-7)
     np.testing.assert_allclose(found_points, points, rtol=1e-6, atol=1e-8)

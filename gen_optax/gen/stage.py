@@ -61,7 +61,7 @@ def check_options(learning_rate, every, smoothing, horizon):
       "learning_rate must be a number, got a schedule: GeN sets the rate. To "
       "decay it, pass the decay as horizon=."
     )
-  if is_known(learning_rate) and not 0 < learning_rate < float("inf"):
+  if is_known(learning_rate) and not _is_rate(learning_rate):
     raise ValueError(
       f"learning_rate must be positive and finite, got {learning_rate!r}."
     )
@@ -79,3 +79,10 @@ def check_options(learning_rate, every, smoothing, horizon):
 def is_known(number) -> bool:
   """Whether a number can be checked now."""
   return not isinstance(number, jax.core.Tracer)
+
+
+def _is_rate(number) -> bool:
+  try:
+    return bool(0 < number < float("inf"))
+  except TypeError:  # a string, a list
+    return False
