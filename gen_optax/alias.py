@@ -47,11 +47,14 @@ def generalized_newton(
     >>> tx = gen_optax.generalized_newton(optax.adam(1.0))
     >>> w = jnp.zeros(2)
     >>> state = tx.init(w)
-    >>> for _ in range(60):
+    >>> @jax.jit
+    ... def step(w, state):
     ...   value, grad = jax.value_and_grad(loss)(w)
     ...   updates, state = tx.update(
     ...     grad, state, w, value=value, value_fn=loss)
-    ...   w = optax.apply_updates(w, updates)
+    ...   return optax.apply_updates(w, updates), state
+    >>> for _ in range(60):
+    ...   w, state = step(w, state)
     >>> bool(loss(w) < 0.1)
     True
 

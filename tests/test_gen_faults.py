@@ -424,10 +424,11 @@ FAULTS = {
   "random 1e3": (1.0, 1.0, 1e3),
   "random 1e6": (1.0, 1.0, 1e6),
 }
-# What is promised. A bare chain cannot undo what a faulty gradient leaves in
-# the optimizer's moments. The gate of `generalized_newton` passes what is not
-# twenty times the running size, and has nothing to compare a first gradient
-# with, unless the next two are a million times shorter.
+# What is promised. Behind a bare chain a faulty gradient stays in the moments of
+# the optimizer, and the loss may rise along what they remember: that is what
+# the gate of `generalized_newton` is for. It passes what is not twenty times
+# the running size, and has nothing to compare a first gradient with, unless
+# the next two are a million times shorter.
 NO_MEMORY = {"sgd"}
 ALWAYS = {"none", "loss", "flipped"}
 SURVIVED = {
