@@ -1,5 +1,7 @@
 """Optax optimizers that set their own learning rate and use curvature."""
 
+import importlib
+
 from gen_optax import problems as problems
 from gen_optax.alias import gen_adam as gen_adam
 from gen_optax.alias import gen_adamw as gen_adamw
@@ -24,3 +26,10 @@ from gen_optax.oracle.hessian import hvp as hvp
 from gen_optax.training import StepResult as StepResult
 from gen_optax.training import make_step as make_step
 from gen_optax.training import metrics as metrics
+
+
+def __getattr__(name):
+  """Imports the modules that need an extra when they are first used."""
+  if name in ("flax_training", "plotting"):
+    return importlib.import_module(f"gen_optax.{name}")
+  raise AttributeError(f"module 'gen_optax' has no attribute {name!r}")

@@ -424,9 +424,9 @@ FAULTS = {
   "random 1e3": (1.0, 1.0, 1e3),
   "random 1e6": (1.0, 1.0, 1e6),
 }
-# What is promised. Behind a bare chain a faulty gradient stays in the moments of
-# the optimizer, and the loss may rise along what they remember: that is what
-# the gate of `generalized_newton` is for. It passes what is not twenty times
+# What is promised. Behind a bare chain a faulty gradient stays in the
+# optimizer's moments, and the loss may rise along what they remember: that is
+# what the gate of `generalized_newton` is for. It passes what is not twenty times
 # the running size, and has nothing to compare a first gradient with, unless
 # the next two are a million times shorter.
 NO_MEMORY = {"sgd"}

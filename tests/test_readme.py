@@ -33,3 +33,11 @@ def test_ci_runs_the_readme_test_command():
 def test_import_needs_neither_flax_nor_matplotlib(name):
   code = f"import sys; sys.modules['{name}'] = None; import gen_optax"
   subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_modules_that_need_an_extra_are_imported_on_use():
+  code = (
+    "import sys, gen_optax; assert 'flax' not in sys.modules; "
+    "gen_optax.flax_training.TrainState; gen_optax.plotting.plot_line"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)
