@@ -426,9 +426,9 @@ FAULTS = {
 }
 # What is promised. Behind a bare chain a faulty gradient stays in the
 # optimizer's moments, and the loss may rise along what they remember: that is
-# what the gate of `generalized_newton` is for. It passes what is not twenty times
-# the running size, and has nothing to compare a first gradient with, unless
-# the next two are a million times shorter.
+# what the gate of `generalized_newton` is for. It passes what is not twenty
+# times the running size, and has nothing to compare a first gradient with,
+# unless the next two are a million times shorter.
 NO_MEMORY = {"sgd"}
 ALWAYS = {"none", "loss", "flipped"}
 SURVIVED = {
