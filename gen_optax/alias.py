@@ -79,8 +79,8 @@ def gen_sgd(
 ) -> optax.GradientTransformationExtraArgs:
   """Gradient descent with GeN's rate: `generalized_newton(optax.sgd(1.0))`.
 
-  Warning: greedy rates are too short for plain SGD on networks (1 to 3 accuracy
-  points below a tuned rate on digits). Use `gen_momentum` there.
+  Warning: greedy rates are too short for plain SGD on networks, where it ends
+  points of accuracy below a tuned rate. Use `gen_momentum` there.
 
   Args:
     learning_rate: where the search for the first rate starts, positive.

@@ -53,7 +53,7 @@ def skip_implausible(
   Returns:
     The protected optimizer.
 
-  Cost: one pass over the gradient; the choice fuses into the state's update.
+  Cost: one pass over the gradient. A refused step runs nothing of `inner`.
 
   Example:
 
@@ -92,7 +92,7 @@ def skip_implausible(
     if params is not None:
       standing = run_if(restart, lambda _: inner.init(params), standing)
     # A loop of one trip, so that the state is written once and in place.
-    zeros = trees.zeros_like(updates)
+    zeros = optax.tree.zeros_like(updates)
     new_updates, inner_state = run_if(~refused, step, (zeros, standing))
     counted = jnp.where(known, jnp.minimum(size, longest), size)
     mixed = SMOOTHING * state.size + (1 - SMOOTHING) * counted

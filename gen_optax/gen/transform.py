@@ -89,7 +89,7 @@ def scale_by_gen(
   line no rate lowers the loss, is withheld.
 
   Momentum-free optimizers (SGD, RMSProp) are the weak spot: the greedy rate is
-  3 to 10 times below their best constant one. Prefer momentum, Adam or Lion.
+  far below their best constant one. Prefer momentum, Adam or Lion.
 
   Args:
     learning_rate: where the search for the first rate starts, positive.
@@ -163,7 +163,7 @@ def scale_by_gen(
       learning_rate=jnp.asarray(learning_rate, dtype),
       calibrated=jnp.zeros((), bool),
       averages=rule.no_averages(dtype),
-      previous_update=trees.zeros_like(params) if fresh_slope else None,
+      previous_update=optax.tree.zeros_like(params) if fresh_slope else None,
       previous_bend=jnp.zeros((), dtype),
       follows=jnp.zeros((), bool),
       info=report(unknown_fit(dtype), False, False),

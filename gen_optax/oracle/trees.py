@@ -6,7 +6,6 @@ and they accumulate in at least float32, whatever the leaves hold.
 
 import jax
 import jax.numpy as jnp
-import optax
 
 
 def is_float(leaf) -> bool:
@@ -71,8 +70,3 @@ def select(predicate, if_true, if_false):
   return jax.tree.map(
     lambda x, y: jnp.where(predicate, x, y), if_true, if_false
   )
-
-
-def zeros_like(tree):
-  """Zeros in the shape and dtype of `tree`, never the same buffers."""
-  return optax.tree.zeros_like(tree)
