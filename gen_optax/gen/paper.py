@@ -14,10 +14,10 @@ from gen_optax.gen.stage import (
   Horizon,
   check_options,
   horizon_factor,
-  is_known,
   report,
 )
 from gen_optax.oracle import trees
+from gen_optax.oracle.checks import is_known
 from gen_optax.oracle.closures import require
 from gen_optax.oracle.lazy import run_if
 from gen_optax.oracle.line import Evaluate

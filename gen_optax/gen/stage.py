@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_optax.gen.fit import LineFit
+from gen_optax.oracle.checks import is_known
 
 Horizon = int | Callable[[jax.Array], jax.Array]
 
@@ -74,11 +75,6 @@ def check_options(learning_rate, every, smoothing, horizon):
       raise ValueError(
         f"horizon must be a positive number of steps, got {horizon!r}."
       )
-
-
-def is_known(number) -> bool:
-  """Whether a number can be checked now."""
-  return not isinstance(number, jax.core.Tracer)
 
 
 def _is_rate(number) -> bool:

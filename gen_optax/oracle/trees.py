@@ -48,6 +48,33 @@ def vdot(a, b, dtype) -> jax.Array:
   return total
 
 
+def contract(rows, x, rowwise: bool = False) -> jax.Array:
+  """Inner products of the rows of an array with an array, or with its rows.
+
+  In full precision, and replicated where the arrays are sharded.
+  """
+  first = 1 if rowwise else 0
+  axes = (tuple(range(1, rows.ndim)), tuple(range(first, x.ndim)))
+  sharding = explicit_sharding(x)
+  if sharding is not None:
+    spec = jax.sharding.PartitionSpec()
+    sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
+  return jnp.tensordot(
+    rows,
+    x,
+    axes,
+    precision=jax.lax.Precision.HIGHEST,
+    out_sharding=sharding,
+  )
+
+
+def explicit_sharding(leaf) -> jax.sharding.NamedSharding | None:
+  """The sharding of a leaf on an Explicit mesh, which new arrays must name."""
+  sharding = jax.typeof(leaf).sharding
+  explicit = not sharding.mesh.empty and sharding.mesh.are_all_axes_explicit
+  return sharding if explicit else None
+
+
 def scale(tree, factor):
   """`factor * tree`, each leaf multiplied in >= float32, in its own dtype.
 

@@ -1,0 +1,331 @@
+r"""Low-rank Q = (I + U V') diag(d).
+
+U and V are kept as r rows of the parameters' shape, and with them the small
+Gram matrices U'U, V'V and V'U. Products of the three with r-vectors then stand
+for nearly all inner products of an update: with
+
+    s = d h,   w = v / d,   M = I + V'U,   c = V's,   e = M^{-T} U'w
+
+the group step needs, with no further pass over U or V,
+
+    A = Q h       = s + U c          V'A = M c          U'A = U's + (U'U) c
+    B = Q^{-T} v  = w - V e          U'B = e            V'B = V'w - (V'V) e
+    P h           = d (A + V U'A)    P^{-1} v = (B - U M^{-1} V'B) / d
+
+It reads U and V twice and writes one of them once.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gen_optax.oracle import trees
+from gen_optax.oracle.lazy import run_if
+from gen_optax.psgd.preconditioner import (
+  Normalizer,
+  Preconditioner,
+  check_normalizer,
+  positive,
+)
+
+# The factors are balanced, and the Gram matrices computed anew, every so often.
+BALANCE_EVERY = 50
+BALANCE_STEPS = 10
+BALANCE_RATE = 0.1
+
+
+class LowRankState(NamedTuple):
+  """State of `low_rank`.
+
+  Attributes:
+    u: U, for each leaf r rows of its shape.
+    v: V, likewise.
+    d: a tree like the parameters.
+    uu: U'U, of shape (r, r).
+    vv: V'V.
+    vu: V'U.
+    count: number of updates, int32.
+  """
+
+  u: Any
+  v: Any
+  d: Any
+  uu: jax.Array
+  vv: jax.Array
+  vu: jax.Array
+  count: jax.Array
+
+
+def low_rank(
+  rank: int = 10, *, normalizer: Normalizer = "second"
+) -> Preconditioner:
+  r"""A diagonal times a low-rank change of the identity.
+
+  .. math:: Q = (I + U V') \mathrm{diag}(d), \quad U, V \in R^{n \times r}
+
+  Fits both tails of the spectrum, large and small. Each update moves d and, at
+  random, U or V. U and V are determined only up to (U G^{-1}, V G') with any
+  invertible G; left alone that drifts until I + V'U is singular, so every 50
+  updates G is chosen to bring U'U and V'V together, which leaves Q unchanged.
+  (The paper knows of rotations G only.) Leaf by leaf and as one vector are the
+  same: only inner products cross leaves.
+
+  Args:
+    rank: r >= 0, clipped to the number of parameters; 0 is the diagonal group
+      with one step for all entries.
+    normalizer: "second" (default) divides the learning rate by a bound of the
+      second derivative, "first" by the norm of the gradient; see `blocks`.
+
+  Returns:
+    A `Preconditioner` whose state is `LowRankState`: 2 r + 1 copies of the
+    parameters. An update reads U and V twice and writes one of them; `apply`
+    reads each twice. Learning rates above 0.5 are unstable on indefinite
+    Hessians.
+
+  Raises:
+    ValueError: `rank` is negative or no integer, or on an unknown `normalizer`.
+
+  Example:
+
+    >>> import gen_optax
+    >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.low_rank(rank=5))
+
+  References:
+    Sec. 3.2; App. C, D.1.3. (App. E.1 writes diag(d)(I + U V'), another
+    preconditioner; this is the one of Sec. 3.2.)
+  """
+  if not isinstance(rank, int) or rank < 0:
+    raise ValueError(f"rank must be an integer, at least 0, got {rank!r}.")
+  check_normalizer(normalizer)
+
+  def init(params, key):
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    r = min(rank, size)
+    dtype = trees.scalar_dtype(params)
+    # Both at zero is a fixed point of their steps.
+    width = (max(size, 1) * (rank + 10)) ** -0.5
+    u_key, v_key = jax.random.split(key)
+    u, v = (_random_rows(k, params, r, width) for k in (u_key, v_key))
+    return LowRankState(
+      u=u,
+      v=v,
+      d=jax.tree.map(_ones, params),
+      uu=_inner(u, u, r, r, dtype),
+      vv=_inner(v, v, r, r, dtype),
+      vu=_inner(v, u, r, r, dtype),
+      count=jnp.zeros((), jnp.int32),
+    )
+
+  def update(state, vector, hvp, learning_rate, key):
+    return _update(state, vector, hvp, learning_rate, key, normalizer)
+
+  def apply(state, updates):
+    wide = _wide(state, updates)
+    y = jax.tree.map(jnp.multiply, state.d, wide)
+    if not len(state.vu):
+      return jax.tree.map(jnp.multiply, state.d, y)
+    c, e = _project(state.v, y, state.vu), _project(state.u, y, state.vu)
+    # Q'(y + U c), with U' of the bracket from its parts.
+    e = e + state.uu @ c
+    return jax.tree.map(
+      lambda d, y, uc, ve: d * (y + uc + ve),
+      state.d,
+      y,
+      _combine(state.u, c),
+      _combine(state.v, e),
+    )
+
+  def rescale(state, factor):
+    return state._replace(
+      d=jax.tree.map(lambda d: factor.astype(d.dtype) * d, state.d)
+    )
+
+  return Preconditioner(init, update, apply, rescale)
+
+
+def _update(state, vector, hvp, learning_rate, key, normalizer):
+  r, dtype = len(state.vu), state.vu.dtype
+  dot = lambda x, y: trees.vdot(x, y, dtype)
+  rate = learning_rate.astype(dtype)
+  s = jax.tree.map(jnp.multiply, state.d, hvp)
+  w = jax.tree.map(jnp.divide, vector, state.d)
+  forward, backward, ph, pv = s, w, s, w
+  if r:
+    inverse = jnp.linalg.inv(jnp.eye(r, dtype=dtype) + state.vu)
+    c = _project(state.v, s, state.vu)
+    e = inverse.T @ _project(state.u, w, state.vu)
+    va, ua = c + state.vu @ c, _project(state.u, s, state.vu) + state.uu @ c
+    vb, ub = _project(state.v, w, state.vu) - state.vv @ e, e
+    forward = jax.tree.map(jnp.add, s, _combine(state.u, c))
+    backward = jax.tree.map(jnp.subtract, w, _combine(state.v, e))
+    ph = jax.tree.map(jnp.add, forward, _combine(state.v, ua))
+    pv = jax.tree.map(jnp.subtract, backward, _combine(state.u, inverse @ vb))
+  aa, bb = dot(forward, forward), dot(backward, backward)
+  ab = dot(forward, backward)
+
+  d, finite = _step_d(state.d, vector, hvp, ph, pv, rate, normalizer)
+  usable = jnp.isfinite(aa) & jnp.isfinite(bb) & finite
+  d = trees.select(usable, d, state.d)
+  if not r:
+    return state._replace(d=d, count=state.count + 1)
+
+  def step_length(gram, x, y):
+    """The rate over the size of A (G x)' - B (G y)'; `gram` is G'G."""
+    xx, yy, xy = x @ gram @ x, y @ gram @ y, x @ gram @ y
+    if normalizer == "second":
+      size = jnp.sqrt(positive(aa * xx)) + jnp.sqrt(positive(bb * yy))
+    else:
+      size = jnp.sqrt(positive(aa * xx + bb * yy - 2 * ab * xy))
+    return rate / positive(size)
+
+  def square(x, y):
+    """(A x' - B y')'(A x' - B y')."""
+    return (
+      aa * jnp.outer(x, x)
+      + bb * jnp.outer(y, y)
+      - ab * (jnp.outer(x, y) + jnp.outer(y, x))
+    )
+
+  def step_u(state):
+    # U <- U - mu (AA' - BB') V M
+    mu = step_length(state.vv, va, vb)
+    x, y = va + state.vu.T @ va, vb + state.vu.T @ vb
+    cross = jnp.outer(x, ua) - jnp.outer(y, ub)
+    return state._replace(
+      u=_subtract_outer(state.u, mu * x, forward, mu * y, backward),
+      uu=state.uu - mu * (cross + cross.T) + mu**2 * square(x, y),
+      vu=state.vu - mu * (jnp.outer(va, x) - jnp.outer(vb, y)),
+    )
+
+  def step_v(state):
+    # V <- V - mu (I + V U')(AA' - BB') U, where (I + V U') A = P h / d and
+    # (I + V U') B = w.
+    mu = step_length(state.uu, ua, ub)
+    turn = jnp.outer(ua, ua) - jnp.outer(ub, ub)
+    shrink = jnp.eye(r, dtype=dtype) - mu * turn
+    cross = shrink @ (jnp.outer(va, ua) - jnp.outer(vb, ub))
+    return state._replace(
+      v=_subtract_outer(state.v, mu * ua, ph, mu * ub, w),
+      vv=shrink @ state.vv @ shrink
+      - mu * (cross + cross.T)
+      + mu**2 * square(ua, ub),
+      vu=shrink @ state.vu - mu * turn,
+    )
+
+  coin = jax.random.bernoulli(key)
+  state = state._replace(d=d, count=state.count + 1)
+  # Loops of one trip write in place, and only one of U and V.
+  state = run_if(usable & coin, step_u, state)
+  state = run_if(usable & ~coin, step_v, state)
+  return run_if(state.count % BALANCE_EVERY == 0, _balance, state)
+
+
+def _step_d(d, vector, hvp, ph, pv, rate, normalizer):
+  """d <- d - mu d (P h h - v P^{-1} v); `ph` is P h / d and `pv` d P^{-1} v."""
+  gradient = lambda d, v, h, ph, pv: d * ph * h - v * pv / d
+  if normalizer == "second":
+    # Cauchy and Schwarz bound each entry, and its second derivative.
+    size = lambda d, v, h, ph, pv: (
+      jnp.sqrt((d * ph) ** 2 + v**2) * jnp.sqrt(h**2 + (pv / d) ** 2)
+    )
+  else:
+    size = lambda *leaf: jnp.abs(gradient(*leaf))
+  largest = jnp.zeros((), rate.dtype)
+  for x in jax.tree.leaves(jax.tree.map(size, d, vector, hvp, ph, pv)):
+    largest = jnp.maximum(largest, x.max(initial=0.0).astype(rate.dtype))
+  mu = rate / positive(largest)
+  moved = jax.tree.map(
+    lambda d, *rest: d - mu.astype(d.dtype) * d * gradient(d, *rest),
+    *(d, vector, hvp, ph, pv),
+  )
+  return moved, jnp.isfinite(largest)
+
+
+def _balance(state: LowRankState) -> LowRankState:
+  """(U, V) <- (U R, V R^{-T}), which leaves U V' as it is.
+
+  R is found on the Gram matrices alone, by a few small steps that bring U'U and
+  V'V together, and applied once. The Gram matrices are then computed anew, so
+  that their rounding does not add up.
+  """
+  r, dtype = len(state.vu), state.vu.dtype
+  eye = jnp.eye(r, dtype=dtype)
+
+  def step(_, carry):
+    total, uu, vv = carry
+    ratio = (positive(jnp.trace(uu)) / positive(jnp.trace(vv))) ** 0.25
+    uu, vv = uu / ratio**2, vv * ratio**2
+    tilt = BALANCE_RATE * (uu - vv) / positive(jnp.trace(uu) + jnp.trace(vv))
+    turn = eye - tilt + tilt @ tilt / 2
+    back = jnp.linalg.inv(turn)
+    return total @ turn / ratio, turn @ uu @ turn, back @ vv @ back
+
+  total, _, _ = jax.lax.fori_loop(
+    0, BALANCE_STEPS, step, (eye, state.uu, state.vv)
+  )
+  u = _combine(state.u, total.T)
+  v = _combine(state.v, jnp.linalg.inv(total))
+  return state._replace(
+    u=u,
+    v=v,
+    uu=_inner(u, u, r, r, dtype),
+    vv=_inner(v, v, r, r, dtype),
+    vu=_inner(v, u, r, r, dtype),
+  )
+
+
+def _random_rows(key, params, r, width):
+  leaves, treedef = jax.tree.flatten(params)
+
+  def rows(i, leaf):
+    dtype = trees.at_least_float32(leaf.dtype)
+    noise = jax.random.normal(
+      jax.random.fold_in(key, i), (r, *leaf.shape), dtype
+    )
+    # The product takes the leaf's sharding.
+    return width * noise * _ones(leaf)
+
+  return treedef.unflatten([rows(i, leaf) for i, leaf in enumerate(leaves)])
+
+
+def _ones(leaf):
+  return jnp.ones_like(leaf, trees.at_least_float32(leaf.dtype))
+
+
+def _wide(state, tree):
+  return jax.tree.map(lambda x, d: x.astype(d.dtype), tree, state.d)
+
+
+def _project(rows, x, like):
+  """rows x: the r inner products over the whole tree."""
+  return _inner(rows, x, len(like), None, like.dtype)
+
+
+def _inner(rows, others, r, columns, dtype):
+  """The inner products of r rows with `columns` others, or with one."""
+  total = jnp.zeros((r,) if columns is None else (r, columns), dtype)
+  for a, b in zip(jax.tree.leaves(rows), jax.tree.leaves(others), strict=True):
+    total = total + trees.contract(a, b, columns is not None).astype(dtype)
+  return total
+
+
+def _combine(rows, weights):
+  """sum_k weights_k rows_k, for one r-vector or for each row of a matrix."""
+  return jax.tree.map(
+    lambda a: jnp.tensordot(
+      weights.astype(a.dtype), a, 1, precision=jax.lax.Precision.HIGHEST
+    ),
+    rows,
+  )
+
+
+def _subtract_outer(rows, x, a, y, b):
+  """Each row k less x_k A - y_k B."""
+
+  def leaf(rows, a, b):
+    column = (-1,) + (1,) * a.ndim
+    x_, y_ = (z.astype(a.dtype).reshape(column) for z in (x, y))
+    return rows - (x_ * a - y_ * b)
+
+  return jax.tree.map(leaf, rows, a, b)

@@ -1,0 +1,109 @@
+r"""The pairs (v, h) that preconditioners are fitted to.
+
+    "hvp"                h = H v exactly, by forward over reverse mode
+    "finite_difference"  h = (grad(w + eps v) - grad(w)) / eps
+    "whitening"          h = the gradient: P tends to (E gg')^{-1/2}
+
+Everything runs in at least float32, whatever the parameters hold.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from gen_optax.oracle import line, trees
+from gen_optax.oracle.hessian import hvp, widen
+
+Pairs = Literal["hvp", "finite_difference", "whitening"]
+Vector = Literal["normal", "rademacher"]
+
+_FORWARD_MODE = (
+  'pairs="hvp" differentiates value_fn by forward mode over reverse mode, '
+  "which some operations refuse (custom_vjp, hand-written kernels): "
+  'pairs="finite_difference" needs reverse mode alone.'
+)
+
+
+def draw(key: jax.Array, params, kind: Vector):
+  """A random tree like the widened parameters, with E vv' = I.
+
+  Each leaf has a key of its own, so that its numbers do not depend on how the
+  others are laid out.
+  """
+  leaves, treedef = jax.tree.flatten(params)
+
+  def leaf_draw(i, leaf):
+    dtype = trees.at_least_float32(leaf.dtype)
+    leaf_key = jax.random.fold_in(key, i)
+    sample = jax.random.normal if kind == "normal" else jax.random.rademacher
+    return sample(
+      leaf_key, leaf.shape, dtype, out_sharding=trees.explicit_sharding(leaf)
+    )
+
+  return treedef.unflatten([leaf_draw(i, x) for i, x in enumerate(leaves)])
+
+
+def exact_product(value_fn, params, vector):
+  """H v."""
+  try:
+    return hvp(value_fn, params, vector)[1]
+  except TypeError as error:
+    if "custom_vjp" in str(error) or "forward-mode" in str(error):
+      error.add_note(_FORWARD_MODE)
+    raise
+
+
+def gradient_difference(value_fn, params, grad, vector):
+  """(grad(w + eps v) - grad(w)) / eps, eps the root of the rounding error.
+
+  The gradient of parameters below float32 is taken anew in float32: its own
+  rounding is larger than the difference.
+  """
+  gradient_fn = jax.grad(lambda p: line.scalar_loss(value_fn, p))
+  wide = widen(params)
+  narrow = any(
+    w.dtype != p.dtype
+    for w, p in zip(jax.tree.leaves(wide), jax.tree.leaves(params), strict=True)
+  )
+  if narrow:
+    grad = gradient_fn(wide)
+  eps = float(jnp.finfo(trees.scalar_dtype(params)).eps) ** 0.5
+  moved = gradient_fn(jax.tree.map(lambda w, v: w + eps * v, wide, vector))
+  return jax.tree.map(lambda m, g: (m - g) / eps, moved, grad)
+
+
+def largest(tree, dtype) -> jax.Array:
+  """max |x|; NaN where any entry is."""
+  out = jnp.zeros((), dtype)
+  for x in jax.tree.leaves(tree):
+    out = jnp.maximum(out, jnp.abs(x).max(initial=0.0).astype(dtype))
+  return out
+
+
+def lift(vector, hvp, size: jax.Array):
+  """h + delta v with delta = eps max|h|: the Hessian plus delta.
+
+  An entry that the loss does not depend on has h = 0; its row of Q would grow
+  at every step until it overflows. The product's rounding error is that large.
+  """
+
+  def leaf_lift(v, h):
+    delta = jnp.finfo(h.dtype).eps * size.astype(h.dtype)
+    return h + delta * v
+
+  return jax.tree.map(leaf_lift, vector, hvp)
+
+
+def initial_scale(vector, hvp, size: jax.Array) -> jax.Array:
+  """(mean v^2)^{1/4} (mean h^4)^{-1/8}: the size of Q that fits the pair.
+
+  Powers of h / max|h| neither over- nor underflow.
+  """
+  count = sum(v.size for v in jax.tree.leaves(vector))
+  squares = trees.vdot(vector, vector, size.dtype)
+  fourths = jnp.zeros((), size.dtype)
+  for h in jax.tree.leaves(hvp):
+    fourths += jnp.sum((h / size.astype(h.dtype)) ** 4).astype(size.dtype)
+  v_part = (squares / count) ** 0.25
+  return v_part * (fourths / count) ** -0.125 * size**-0.5

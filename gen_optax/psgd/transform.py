@@ -1,0 +1,329 @@
+"""`scale_by_psgd`: any preconditioner as an optax stage."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gen_optax.oracle import trees
+from gen_optax.oracle.checks import is_known
+from gen_optax.oracle.closures import require
+from gen_optax.oracle.hessian import widen
+from gen_optax.oracle.lazy import run_if
+from gen_optax.psgd import pairs as sources
+from gen_optax.psgd.preconditioner import Preconditioner
+
+Rate = float | Callable[[jax.Array], jax.Array]
+
+# Mixed into the seed, so that no other kind of stage draws the same numbers.
+_SALT = 0x9501
+_WHITENING_MOMENTUM = 0.9
+
+
+class PsgdInfo(NamedTuple):
+  """What the last step did, for logs.
+
+  Attributes:
+    updated: whether the preconditioner took a step.
+    rejected: whether a pair was drawn and not used: not finite, or zero.
+    skipped: whether the gradient was withheld: it, or its preconditioned form,
+      was not finite. Nothing entered the momentum.
+    norm: the norm of the preconditioned gradient before clipping.
+  """
+
+  updated: jax.Array
+  rejected: jax.Array
+  skipped: jax.Array
+  norm: jax.Array
+
+
+class ScaleByPsgdState(NamedTuple):
+  """State of `scale_by_psgd`.
+
+  Attributes:
+    count: number of calls, int32.
+    preconditioner: the state of the preconditioner.
+    scaled: whether Q has its initial scale.
+    momentum: the average of gradients; None without momentum.
+    weight: the sum of the weights in `momentum`, 1 - b^t.
+    info: diagnostics.
+  """
+
+  count: jax.Array
+  preconditioner: Any
+  scaled: jax.Array
+  momentum: Any
+  weight: jax.Array
+  info: PsgdInfo
+
+
+def scale_by_psgd(
+  preconditioner: Preconditioner,
+  *,
+  precond_learning_rate: Rate = 0.1,
+  probability: Rate = 1.0,
+  pairs: sources.Pairs = "hvp",
+  momentum: float | None = None,
+  init_scale: float | None = None,
+  clip_norm: float | None = 1.0,
+  vector: sources.Vector = "normal",
+  seed: int | jax.Array = 0,
+) -> optax.GradientTransformationExtraArgs:
+  r"""Preconditions by P = Q'Q, fitted online on a Lie group (PSGD).
+
+  .. math::
+
+    P = \arg\min E[h' P h + v' P^{-1} v], \quad h = \hat H v, \;
+    v \sim N(0, I) \quad \Rightarrow \quad
+    P = (H^2 + E \epsilon \epsilon')^{-1/2}
+
+  where :math:`\hat H = H` up to the noise :math:`\epsilon` of the batch: the
+  inverse of the absolute Hessian, damped where it is noisy. Each call, with the
+  given probability, draws v, asks the loss closure for h, and moves Q by one
+  gradient step on its group. The result is a preconditioned gradient, not
+  negated; a rate of order one fits it, and `scale_by_gen` finds one.
+
+  Args:
+    preconditioner: the structure of Q: `gen_optax.psgd.diagonal()`, `xmat()`,
+      `butterfly()`, `blocks(partition)`, `low_rank(rank)`, `dense()`, `kron()`.
+    precond_learning_rate: step on the group, in (0, 1), or a schedule of the
+      count. Constant, P of an indefinite or noisy Hessian keeps errors of
+      several per cent: decay it where that matters.
+    probability: of an update of Q in each call, in [0, 1], or a schedule of the
+      count. Other calls draw nothing and evaluate nothing, under `jax.vmap`
+      over replicas too.
+    pairs: "hvp": exact products. "finite_difference": differences of gradients,
+      where forward mode is refused; needs `grad`. "whitening": the gradient
+      itself for h; no closure is asked, P tends to (E gg')^{-1/2}, and steps
+      have the size of Adam's: rates of one mode do not carry over to another.
+    momentum: decay b of the average b m + (1 - b) g, bias corrected, that is
+      preconditioned; in [0, 1). None: 0, and 0.9 with "whitening".
+    init_scale: Q starts as this multiple of the identity, positive. None: the
+      scale that fits the first pair that is finite and not zero.
+    clip_norm: the largest norm of the preconditioned gradient, positive; with
+      "whitening" its largest root mean square. None: not clipped.
+    vector: the distribution of v, "normal" or the cheaper "rademacher".
+    seed: seed of all random numbers. Give each of several stages its own, and
+      vmapped replicas a traced one.
+
+  Under `optax.inject_hyperparams` the numbers, schedules and `seed` may be
+  injected.
+
+  Returns:
+    A transformation whose `update` takes `value_fn`, the loss as a function of
+    the parameters alone (with "whitening" unused), and `grad`, the raw gradient
+    (used by "finite_difference").
+
+  Raises:
+    ValueError: on a wrong configuration, and on a missing argument, with the
+      line that mends the call.
+
+  Cost: an update of Q takes one Hessian-vector product (two to three gradients;
+  a second gradient with "finite_difference"; nothing with "whitening"), the
+  random numbers and the group step. Every call multiplies by P. State: that of
+  the preconditioner, and one copy of the parameters for momentum.
+
+  Settings of the paper: `normalizer="first"` (and `steps="entry"` for `xmat`),
+  `precond_learning_rate=0.01`, learning rate 0.01, and for delayed XOR
+  `clip_norm=1.0, init_scale=1.0`, for MNIST `clip_norm=10.0`, for CIFAR
+  `clip_norm=None`.
+
+  Example:
+
+    >>> import jax, jax.numpy as jnp, optax, gen_optax
+    >>> curvature = jnp.array([1.0, 100.0])
+    >>> loss = lambda w: jnp.sum(curvature * (w - 3.0) ** 2)
+    >>> tx = optax.chain(
+    ...   gen_optax.scale_by_psgd(gen_optax.psgd.diagonal()), optax.scale(-0.5))
+    >>> @jax.jit
+    ... def step(w, state):
+    ...   updates, state = tx.update(
+    ...     jax.grad(loss)(w), state, w, value_fn=loss)
+    ...   return optax.apply_updates(w, updates), state
+    >>> w = jnp.zeros(2)
+    >>> state = tx.init(w)
+    >>> for _ in range(60):
+    ...   w, state = step(w, state)
+    >>> print(f"{loss(w):.4f}")
+    0.0000
+
+  References:
+    Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024,
+    with the corrections that the constructors name; Li, Preconditioned
+    stochastic gradient descent, 2018.
+  """
+  whitening = pairs == "whitening"
+  if momentum is None:
+    momentum = _WHITENING_MOMENTUM if whitening else 0.0
+  _check(precond_learning_rate, probability, pairs, momentum)
+  _check_sizes(init_scale, clip_norm, vector)
+  keeps_momentum = not is_known(momentum) or momentum > 0
+  always = (
+    not callable(probability) and is_known(probability) and probability == 1
+  )
+
+  def init_fn(params):
+    _check_structure(params)
+    dtype = trees.scalar_dtype(params)
+    init_key, _ = _keys(seed)
+    q = preconditioner.init(params, init_key)
+    if init_scale is not None:
+      q = preconditioner.rescale(q, jnp.asarray(init_scale, dtype))
+    false = jnp.zeros((), bool)
+    return ScaleByPsgdState(
+      count=jnp.zeros((), jnp.int32),
+      preconditioner=q,
+      scaled=jnp.asarray(init_scale is not None),
+      momentum=optax.tree.zeros_like(widen(params)) if keeps_momentum else None,
+      weight=jnp.zeros((), dtype),
+      info=PsgdInfo(false, false, false, jnp.zeros((), dtype)),
+    )
+
+  def update_fn(
+    updates, state, params=None, *, value_fn=None, grad=None, **extra_args
+  ):
+    del extra_args
+    if not whitening:
+      require("scale_by_psgd", params=params, value_fn=value_fn)
+    if pairs == "finite_difference":
+      require("scale_by_psgd", grad=grad)
+    dtype = state.weight.dtype
+    _, key = _keys(seed)
+    coin_key, pair_key, group_key = jax.random.split(
+      jax.random.fold_in(key, state.count), 3
+    )
+    rate = jnp.asarray(_at(precond_learning_rate, state.count), dtype)
+    due = jnp.ones((), bool)
+    if not always:
+      chance = _at(probability, state.count)
+      due = jax.random.uniform(coin_key) < chance
+
+    def fit(carry):
+      q, scaled, _ = carry
+      # Nothing of a pair depends on the carry, and what does not is moved out
+      # of a loop by the compiler, to run on every step.
+      at, gradient, direction, v_key, q_key, scaled = (
+        jax.lax.optimization_barrier(
+          (params, grad, updates, pair_key, group_key, scaled)
+        )
+      )
+      v = sources.draw(v_key, updates, vector)
+      if whitening:
+        h = widen(direction)
+      elif pairs == "hvp":
+        h = sources.exact_product(value_fn, at, v)
+      else:
+        h = sources.gradient_difference(value_fn, at, gradient, v)
+      size = sources.largest(h, dtype)
+      usable = jnp.isfinite(size) & (size > 0)
+      h = sources.lift(v, h, size)
+      q = run_if(
+        usable & ~scaled,
+        lambda q: preconditioner.rescale(q, sources.initial_scale(v, h, size)),
+        q,
+      )
+      q = run_if(
+        usable, lambda q: preconditioner.update(q, v, h, rate, q_key), q
+      )
+      return q, scaled | usable, usable
+
+    q, scaled, updated = run_if(
+      due, fit, (state.preconditioner, state.scaled, jnp.zeros((), bool))
+    )
+
+    average, weight, direction = state.momentum, state.weight, updates
+    if keeps_momentum:
+      b = jnp.asarray(momentum, dtype)
+      # A sum of finite numbers may overflow: then it is not to be kept either.
+      usable = jnp.isfinite(sources.largest(updates, dtype))
+      average = jax.tree.map(
+        lambda m, g: jnp.where(usable, _mix(b, m, g), m), average, updates
+      )
+      weight = jnp.where(usable, b * weight + (1 - b), weight)
+      direction = trees.scale(average, 1 / jnp.where(weight > 0, weight, 1))
+
+    direction = preconditioner.apply(q, direction)
+    norm = jnp.sqrt(trees.vdot(direction, direction, dtype))
+    healthy = jnp.isfinite(norm)
+    if keeps_momentum:
+      healthy = healthy & usable
+    factor = healthy.astype(dtype)
+    if clip_norm is not None:
+      limit = jnp.asarray(clip_norm, dtype)
+      if whitening:
+        limit = limit * _count(updates) ** 0.5
+      factor = factor * jnp.minimum(1.0, limit / jnp.where(norm > 0, norm, 1))
+    direction = trees.scale(direction, factor)
+    return optax.tree.cast_like(direction, updates), ScaleByPsgdState(
+      count=optax.safe_increment(state.count),
+      preconditioner=q,
+      scaled=scaled,
+      momentum=average,
+      weight=weight,
+      info=PsgdInfo(updated, due & ~updated, ~healthy, norm),
+    )
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _keys(seed):
+  """The keys of the initial state and of the steps."""
+  return jax.random.split(jax.random.fold_in(jax.random.PRNGKey(seed), _SALT))
+
+
+def _at(rate: Rate, count):
+  return rate(count) if callable(rate) else rate
+
+
+def _mix(decay, average, x):
+  decay = decay.astype(average.dtype)
+  return decay * average + (1 - decay) * x.astype(average.dtype)
+
+
+def _count(tree) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _check_structure(params):
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      raise ValueError(
+        "scale_by_psgd preconditions real floating leaves; the parameters have "
+        f"{leaf.dtype} at {jax.tree_util.keystr(path)}. Split them by "
+        "optax.partition, complex ones by optax.contrib."
+        "split_real_and_imaginary."
+      )
+
+
+def _check(precond_learning_rate, probability, pairs, momentum):
+  if not callable(precond_learning_rate) and is_known(precond_learning_rate):
+    if not 0 < precond_learning_rate < 1:
+      raise ValueError(
+        "precond_learning_rate must lie in (0, 1) or be a schedule, got "
+        f"{precond_learning_rate!r}."
+      )
+  if not callable(probability) and is_known(probability):
+    if not 0 <= probability <= 1:
+      raise ValueError(
+        f"probability must lie in [0, 1] or be a schedule, got {probability!r}."
+      )
+  if pairs not in get_args(sources.Pairs):
+    raise ValueError(
+      f"pairs must be one of {get_args(sources.Pairs)}, got {pairs!r}."
+    )
+  if is_known(momentum) and not 0 <= momentum < 1:
+    raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}.")
+
+
+def _check_sizes(init_scale, clip_norm, vector):
+  for name, size in (("init_scale", init_scale), ("clip_norm", clip_norm)):
+    if size is not None and is_known(size) and not 0 < size < float("inf"):
+      raise ValueError(
+        f"{name} must be positive and finite, or None, got {size!r}."
+      )
+  if vector not in get_args(sources.Vector):
+    raise ValueError(
+      f"vector must be one of {get_args(sources.Vector)}, got {vector!r}."
+    )
