@@ -5,6 +5,8 @@ optimizer runs with each rate of the paper's 18-value grid and keeps the best.
 Its GeN form gets no such search: it runs from three initial rates, 1e-6, 1e-2
 and 1, and is judged by the median of the three. The paper's own rule
 (Algorithm 1) runs from the same three, and also with its initial rate tuned.
+PSGD (an X-shaped preconditioner, which in two dimensions is a dense one, steps
+clipped to norm 1) joins with its rate tuned and with GeN behind it.
 
     python scripts/synthetic.py rosenbrock
     python scripts/synthetic.py all --held-out 8 --seed 1
@@ -58,6 +60,8 @@ BASES = {
   # optax's default decay would move the minimum.
   "lion": partial(optax.lion, weight_decay=0.0),
 }
+# PSGD sets a direction with curvature of its own: judged by itself.
+CURVED = {"psgd": gen_optax.psgd_xmat}
 
 
 class Entrant(NamedTuple):
@@ -91,12 +95,19 @@ def with_paper_rule(base):
   return lambda rate: optax.chain(base(1.0), gen_optax.scale_by_gen_paper(rate))
 
 
-def forms_of(name: str, base) -> tuple[Entrant, ...]:
-  """A base optimizer, its GeN form, and the paper's rule without and with."""
-  gen, paper = with_gen(base), with_paper_rule(base)
+def pair_of(name: str, base, method: str) -> tuple[Entrant, ...]:
+  """An optimizer with its rate tuned, and its GeN form, untuned."""
   return (
     Entrant(name, "base", base, WIDE_GRID, tuned=True),
-    Entrant(f"gen {name}", "GeN", gen, INITIAL_RATES, False, name),
+    Entrant(f"gen {name}", method, with_gen(base), INITIAL_RATES, False, name),
+  )
+
+
+def forms_of(name: str, base) -> tuple[Entrant, ...]:
+  """A base optimizer, its GeN form, and the paper's rule without and with."""
+  paper = with_paper_rule(base)
+  return (
+    *pair_of(name, base, "GeN"),
     Entrant(f"paper {name}", "paper's rule", paper, INITIAL_RATES, False, name),
     Entrant(
       f"paper {name}, tuned",
@@ -109,7 +120,14 @@ def forms_of(name: str, base) -> tuple[Entrant, ...]:
   )
 
 
-ENTRANTS = [row for name, base in BASES.items() for row in forms_of(name, base)]
+ENTRANTS = [
+  *(row for name, base in BASES.items() for row in forms_of(name, base)),
+  *(
+    row
+    for name, base in CURVED.items()
+    for row in pair_of(name, base, "GeN on PSGD")
+  ),
+]
 
 
 class Race(NamedTuple):
@@ -292,14 +310,19 @@ def draw(problem, races, records, steps: int, path: Path):
   import matplotlib.pyplot as plt
 
   figure, panels = plt.subplots(2, 2, figsize=(11, 8.4), layout="constrained")
-  colour = dict(zip(BASES, plotting.COLOURS, strict=True))
-  every_base = [*BASES, "gen sgd"]
-  pairs = [form for base in BASES for form in (base, f"gen {base}")]
-  few = [f for base in ("momentum", "adam") for f in (base, f"gen {base}")]
+  bases = [*BASES, *CURVED]
+  colour = dict(zip(bases, [*plotting.COLOURS, "0.55"], strict=True))
+  every_base = [*bases, "gen sgd"]
+  pairs = [form for base in bases for form in (base, f"gen {base}")]
+  few = [
+    form
+    for base in ("momentum", "adam", *CURVED)
+    for form in (base, f"gen {base}")
+  ]
 
   def run(name):
     """Losses and points of the tuned run, or of the middle initial rate."""
-    if name in BASES:
+    if name in bases:
       rate = records[name, 0]["rate"]
       k = WIDE_GRID.index(rate) if rate in WIDE_GRID else 0
     else:
@@ -307,7 +330,7 @@ def draw(problem, races, records, steps: int, path: Path):
     return races[name].losses[0, k], races[name].points[0, k]
 
   def style(name):
-    form = {"ls": "--", "lw": 1.2} if name in BASES else {"ls": "-", "lw": 1.8}
+    form = {"ls": "--", "lw": 1.2} if name in bases else {"ls": "-", "lw": 1.8}
     return {"color": colour[name.removeprefix("gen ")], **form}
 
   for axes, names in ((panels[0, 0], every_base), (panels[1, 0], pairs)):
@@ -340,7 +363,7 @@ def draw(problem, races, records, steps: int, path: Path):
     )
     axes.get_legend().remove()
     axes.set_title(f"the first {length} steps (star: the minimum)")
-  lines = [plt.Line2D([], [], **style(f"gen {b}"), label=b) for b in BASES]
+  lines = [plt.Line2D([], [], **style(f"gen {b}"), label=b) for b in bases]
   for ls, meaning in (("--", "tuned"), ("-", "GeN form, untuned")):
     lines.append(plt.Line2D([], [], color="0.4", ls=ls, label=meaning))
   figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))

@@ -17,7 +17,7 @@ import pytest
 import gen_optax
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-import bench  # noqa: E402
+from common import gen_costs as bench  # noqa: E402
 
 
 def mlp_loss(params, batch):

@@ -391,24 +391,21 @@ def _solve_blocks(rows, v):
 
 
 class _Move(NamedTuple):
-  """A, B, P h and v of one group, and what they act on."""
+  """A and B of one group, the pair, and the rows that they act on."""
 
   group: Group
   rows: tuple
   forward: jax.Array
   backward: jax.Array
-  product: jax.Array
   vector: jax.Array
 
 
 def _gradient(group: Group, rows, v, h) -> _Move:
-  forward = _product(group, rows, h)
   return _Move(
     group=group,
     rows=rows,
-    forward=forward,
+    forward=_product(group, rows, h),
     backward=_solve_transposed(group, rows, v),
-    product=_transposed(group, rows, forward),
     vector=v,
   )
 
@@ -436,12 +433,13 @@ def _bound(move: _Move, normalizer: Normalizer, by_entry: bool):
   if by_entry and normalizer == "second":
     return a**2 + b**2
   if by_entry:
+    rounding = jnp.finfo(a.dtype).eps * (a**2 + b**2)
     entries = [
       jnp.abs(a * group.shift(a, k) - b * group.shift(b, k))
       for k in range(group.size)
     ]
     present = [_where_present(group, k, e) for k, e in enumerate(entries)]
-    return jnp.stack(present).max(0)
+    return jnp.stack([rounding, *present]).max(0)
   if normalizer == "second":
     return _block_sum(group, a**2 + b**2)
   return spectral_norm(
@@ -461,17 +459,39 @@ def _largest(bounds):
 def _step(move: _Move, bound, learning_rate):
   """The rows after the step; as they were where the bound overflowed."""
   group = move.group
-  # Each factor is divided by the root of the bound: their product overflows
-  # where they do not.
-  root = jnp.sqrt(positive(bound))
-  a, b = move.forward / root, move.backward / root
-  product, vector = move.product / root, move.vector / root
-  usable = jnp.isfinite(root)
-  rate = learning_rate.astype(root.dtype)
+  # Zero where the bound is infinite: not one factor of the step is larger than
+  # its root.
+  mu = learning_rate.astype(bound.dtype) / positive(bound)
+  few = group.size <= 2 and bound.ndim
+  changes = _few(move, mu) if few else _many(move, mu)
+  return tuple(
+    jnp.where(mu > 0, old - _where_present(group, k, change), old)
+    for k, (old, change) in enumerate(zip(move.rows, changes, strict=True))
+  )
 
-  def row(k, old):
-    change = a * group.shift(product, k) - b * group.shift(vector, k)
-    new = old - rate * _where_present(group, k, change)
-    return jnp.where(usable, new, old)
 
-  return tuple(row(k, old) for k, old in enumerate(move.rows))
+def _few(move: _Move, mu):
+  """mu (AA' - BB') Q by the entries of the first factor."""
+  group, m = move.group, move.group.size
+  a, b = move.forward, move.backward
+  entries = [
+    mu * _where_present(group, k, a * group.shift(a, k) - b * group.shift(b, k))
+    for k in range(m)
+  ]
+  return [
+    sum(
+      entry * group.shift(move.rows[(j - k) % m], k)
+      for k, entry in enumerate(entries)
+    )
+    for j in range(m)
+  ]
+
+
+def _many(move: _Move, mu):
+  """mu (A (P h)' - B v'): two products for each row."""
+  group, a, b = move.group, move.forward, mu * move.backward
+  product = mu * _transposed(group, move.rows, a)
+  return [
+    a * group.shift(product, k) - b * group.shift(move.vector, k)
+    for k in range(group.size)
+  ]

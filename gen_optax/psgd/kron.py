@@ -169,13 +169,22 @@ def _step_factor(q, axis, a, b, rate, normalizer):
   if q.ndim < 2:
     others = tuple(x for x in range(a.ndim) if x != axis)
     aa, bb = jnp.sum(a**2, others), jnp.sum(b**2, others)
-    size = aa + bb if normalizer == "second" else jnp.abs(aa - bb)
-    return q - rate / positive(size.max()) * (aa - bb) * q
+    size = (aa + bb).max()
+    if normalizer == "first":
+      size = jnp.maximum(jnp.abs(aa - bb).max(), _rounding(size))
+    return q - rate / positive(size) * (aa - bb) * q
   aa, bb = _gram(a, axis), _gram(b, axis)
   change = jnp.triu(aa - bb)
-  size = _norm(aa + bb if normalizer == "second" else change)
+  size = _norm(aa + bb)
+  if normalizer == "first":
+    size = jnp.maximum(_norm(change), _rounding(size))
   step = jnp.matmul(change, q, precision=jax.lax.Precision.HIGHEST)
   return q - rate / positive(size) * step
+
+
+def _rounding(size):
+  """What rounding leaves of a difference of two numbers of this size."""
+  return jnp.finfo(size.dtype).eps * size
 
 
 def _gram(x, axis):

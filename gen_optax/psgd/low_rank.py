@@ -31,6 +31,7 @@ from gen_optax.psgd.preconditioner import (
 
 # The factors are balanced, and the Gram matrices computed anew, every so often.
 BALANCE_EVERY = 50
+MEASURE_EVERY = 1000
 BALANCE_STEPS = 10
 BALANCE_RATE = 0.1
 
@@ -157,10 +158,13 @@ def _update(state, vector, hvp, learning_rate, key, normalizer):
     e = inverse.T @ _project(state.u, w, state.vu)
     va, ua = c + state.vu @ c, _project(state.u, s, state.vu) + state.uu @ c
     vb, ub = _project(state.v, w, state.vu) - state.vv @ e, e
-    forward = jax.tree.map(jnp.add, s, _combine(state.u, c))
-    backward = jax.tree.map(jnp.subtract, w, _combine(state.v, e))
-    ph = jax.tree.map(jnp.add, forward, _combine(state.v, ua))
-    pv = jax.tree.map(jnp.subtract, backward, _combine(state.u, inverse @ vb))
+    # Both sums over the rows of U in one pass, and both over those of V.
+    in_u = _combine(state.u, jnp.stack([c, inverse @ vb]))
+    in_v = _combine(state.v, jnp.stack([e, ua]))
+    forward = jax.tree.map(lambda s, rows: s + rows[0], s, in_u)
+    backward = jax.tree.map(lambda w, rows: w - rows[0], w, in_v)
+    ph = jax.tree.map(lambda a, rows: a + rows[1], forward, in_v)
+    pv = jax.tree.map(lambda b, rows: b - rows[1], backward, in_u)
   aa, bb = dot(forward, forward), dot(backward, backward)
   ab = dot(forward, backward)
 
@@ -176,10 +180,12 @@ def _update(state, vector, hvp, learning_rate, key, normalizer):
     if normalizer == "second":
       size = jnp.sqrt(positive(aa * xx)) + jnp.sqrt(positive(bb * yy))
     else:
-      size = jnp.sqrt(positive(aa * xx + bb * yy - 2 * ab * xy))
+      square = aa * xx + bb * yy - 2 * ab * xy
+      rounding = jnp.finfo(dtype).eps * (aa * xx + bb * yy)
+      size = jnp.sqrt(jnp.maximum(square, rounding))
     return rate / positive(size)
 
-  def square(x, y):
+  def outer_square(x, y):
     """(A x' - B y')'(A x' - B y')."""
     return (
       aa * jnp.outer(x, x)
@@ -194,7 +200,7 @@ def _update(state, vector, hvp, learning_rate, key, normalizer):
     cross = jnp.outer(x, ua) - jnp.outer(y, ub)
     return state._replace(
       u=_subtract_outer(state.u, mu * x, forward, mu * y, backward),
-      uu=state.uu - mu * (cross + cross.T) + mu**2 * square(x, y),
+      uu=state.uu - mu * (cross + cross.T) + mu**2 * outer_square(x, y),
       vu=state.vu - mu * (jnp.outer(va, x) - jnp.outer(vb, y)),
     )
 
@@ -209,7 +215,7 @@ def _update(state, vector, hvp, learning_rate, key, normalizer):
       v=_subtract_outer(state.v, mu * ua, ph, mu * ub, w),
       vv=shrink @ state.vv @ shrink
       - mu * (cross + cross.T)
-      + mu**2 * square(ua, ub),
+      + mu**2 * outer_square(ua, ub),
       vu=shrink @ state.vu - mu * turn,
     )
 
@@ -218,7 +224,8 @@ def _update(state, vector, hvp, learning_rate, key, normalizer):
   # Loops of one trip write in place, and only one of U and V.
   state = run_if(usable & coin, step_u, state)
   state = run_if(usable & ~coin, step_v, state)
-  return run_if(state.count % BALANCE_EVERY == 0, _balance, state)
+  state = run_if(state.count % BALANCE_EVERY == 0, _balance, state)
+  return run_if(state.count % MEASURE_EVERY == 0, _measure, state)
 
 
 def _step_d(d, vector, hvp, ph, pv, rate, normalizer):
@@ -243,11 +250,11 @@ def _step_d(d, vector, hvp, ph, pv, rate, normalizer):
 
 
 def _balance(state: LowRankState) -> LowRankState:
-  """(U, V) <- (U R, V R^{-T}), which leaves U V' as it is.
+  """(U, V) <- (U L, V L^{-T}), which leaves U V' as it is.
 
-  R is found on the Gram matrices alone, by a few small steps that bring U'U and
-  V'V together, and applied once. The Gram matrices are then computed anew, so
-  that their rounding does not add up.
+  L is found on the Gram matrices alone, by a few small steps that bring U'U and
+  V'V together. They are balanced up to a common rotation, which is taken such
+  that L is lower triangular: then rows are replaced one by one, in place.
   """
   r, dtype = len(state.vu), state.vu.dtype
   eye = jnp.eye(r, dtype=dtype)
@@ -264,15 +271,49 @@ def _balance(state: LowRankState) -> LowRankState:
   total, _, _ = jax.lax.fori_loop(
     0, BALANCE_STEPS, step, (eye, state.uu, state.vv)
   )
-  u = _combine(state.u, total.T)
-  v = _combine(state.v, jnp.linalg.inv(total))
+  lower = jnp.linalg.cholesky(total @ total.T)
+  back = jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
+  # Row k of L^{-1} V by the rows before it, which are already replaced.
+  scale = 1 / jnp.diagonal(lower)
+  unit = scale[:, None] * (eye - jnp.tril(lower, -1))
   return state._replace(
-    u=u,
-    v=v,
-    uu=_inner(u, u, r, r, dtype),
-    vv=_inner(v, v, r, r, dtype),
-    vu=_inner(v, u, r, r, dtype),
+    u=_replace_rows(state.u, lower.T),
+    v=_replace_rows(state.v, unit),
+    uu=lower.T @ state.uu @ lower,
+    vv=back @ state.vv @ back.T,
+    vu=back @ state.vu @ lower,
   )
+
+
+def _measure(state: LowRankState) -> LowRankState:
+  """The Gram matrices anew, so that their rounding does not add up."""
+  dtype = state.vu.dtype
+  return state._replace(
+    uu=_gram(state.u, state.u, dtype),
+    vv=_gram(state.v, state.v, dtype),
+    vu=_gram(state.v, state.u, dtype),
+  )
+
+
+def _gram(rows, others, dtype):
+  """Row by row of `others`: CPUs multiply flat matrices slowly."""
+
+  def column(k):
+    row = jax.tree.map(lambda x: x[k], others)
+    return _inner(rows, row, r, None, dtype)
+
+  r = jax.tree.leaves(rows)[0].shape[0]
+  return jax.lax.map(column, jnp.arange(r)).T
+
+
+def _replace_rows(rows, weights):
+  """Row k <- sum_j weights_kj row_j for k = 0, 1, ..., one after the other."""
+
+  def step(k, rows):
+    new = _combine(rows, weights[k])
+    return jax.tree.map(lambda x, row: x.at[k].set(row), rows, new)
+
+  return jax.lax.fori_loop(0, len(weights), step, rows)
 
 
 def _random_rows(key, params, r, width):

@@ -81,29 +81,41 @@ def largest(tree, dtype) -> jax.Array:
   return out
 
 
-def lift(vector, hvp, size: jax.Array):
-  """h + delta v with delta = eps max|h|: the Hessian plus delta.
+def condition(vector, hvp, size: jax.Array):
+  """The pair without zeros and without extremes: (c v, c (h + delta v)).
 
-  An entry that the loss does not depend on has h = 0; its row of Q would grow
-  at every step until it overflows. The product's rounding error is that large.
+  delta = eps max|h| adds to the Hessian what the product rounds away. An entry
+  that the loss does not depend on has h = 0: its row of Q would grow at every
+  step until it overflows.
+
+  c = max|h|^{-1/2} brings A and B to order one. The step does not depend on c;
+  without it, squares of A and B underflow for losses of scale 1e-20.
   """
 
-  def leaf_lift(v, h):
-    delta = jnp.finfo(h.dtype).eps * size.astype(h.dtype)
-    return h + delta * v
+  def scaled(x):
+    return x / jnp.sqrt(size.astype(x.dtype))
 
-  return jax.tree.map(leaf_lift, vector, hvp)
+  def lifted(v, h):
+    return scaled(h + jnp.finfo(h.dtype).eps * size.astype(h.dtype) * v)
+
+  return jax.tree.map(scaled, vector), jax.tree.map(lifted, vector, hvp)
 
 
-def initial_scale(vector, hvp, size: jax.Array) -> jax.Array:
+def initial_scale(vector, hvp) -> jax.Array:
   """(mean v^2)^{1/4} (mean h^4)^{-1/8}: the size of Q that fits the pair.
 
-  Powers of h / max|h| neither over- nor underflow.
+  Powers of numbers over their maximum neither over- nor underflow.
   """
   count = sum(v.size for v in jax.tree.leaves(vector))
-  squares = trees.vdot(vector, vector, size.dtype)
-  fourths = jnp.zeros((), size.dtype)
-  for h in jax.tree.leaves(hvp):
-    fourths += jnp.sum((h / size.astype(h.dtype)) ** 4).astype(size.dtype)
-  v_part = (squares / count) ** 0.25
-  return v_part * (fourths / count) ** -0.125 * size**-0.5
+  dtype = trees.scalar_dtype(vector)
+
+  def mean_power(tree, power):
+    size = largest(tree, dtype)
+    total = jnp.zeros((), dtype)
+    for x in jax.tree.leaves(tree):
+      total += jnp.sum((x / size.astype(x.dtype)) ** power).astype(dtype)
+    return size, total / max(count, 1)
+
+  v_size, squares = mean_power(vector, 2)
+  h_size, fourths = mean_power(hvp, 4)
+  return jnp.sqrt(v_size / h_size) * squares**0.25 * fourths**-0.125

@@ -48,10 +48,14 @@ class Preconditioner(NamedTuple):
 
 
 def spectral_norm(aa, bb, ab) -> jax.Array:
-  """The largest |eigenvalue| of AA' - BB' from |A|^2, |B|^2 and A'B."""
+  """The largest |eigenvalue| of AA' - BB' from |A|^2, |B|^2 and A'B.
+
+  At least what rounding leaves of it where A = B or A = -B.
+  """
   # The root is of (|A|^2 - |B|^2)^2 + 4 (|A|^2 |B|^2 - (A'B)^2) >= 0.
   root = jnp.sqrt(jnp.maximum((aa + bb) ** 2 - 4 * ab**2, 0.0))
-  return 0.5 * (jnp.abs(aa - bb) + root)
+  norm = 0.5 * (jnp.abs(aa - bb) + root)
+  return jnp.maximum(norm, jnp.finfo(norm.dtype).eps * (aa + bb))
 
 
 def positive(x: jax.Array) -> jax.Array:

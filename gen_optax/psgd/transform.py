@@ -13,6 +13,7 @@ from gen_optax.oracle.closures import require
 from gen_optax.oracle.hessian import widen
 from gen_optax.oracle.lazy import run_if
 from gen_optax.psgd import pairs as sources
+from gen_optax.psgd.gauge import Gauge, judge, new_gauge
 from gen_optax.psgd.preconditioner import Preconditioner
 
 Rate = float | Callable[[jax.Array], jax.Array]
@@ -27,9 +28,10 @@ class PsgdInfo(NamedTuple):
 
   Attributes:
     updated: whether the preconditioner took a step.
-    rejected: whether a pair was drawn and not used: not finite, or zero.
+    rejected: whether a pair was drawn and not used: not finite, zero, or of an
+      absurd size.
     skipped: whether the gradient was withheld: it, or its preconditioned form,
-      was not finite. Nothing entered the momentum.
+      was not finite, or it had an absurd size and momentum would remember it.
     norm: the norm of the preconditioned gradient before clipping.
   """
 
@@ -46,16 +48,20 @@ class ScaleByPsgdState(NamedTuple):
     count: number of calls, int32.
     preconditioner: the state of the preconditioner.
     scaled: whether Q has its initial scale.
+    product: the usual size of the products h.
     momentum: the average of gradients; None without momentum.
     weight: the sum of the weights in `momentum`, 1 - b^t.
+    gradient: the usual size of the gradients; read with momentum alone.
     info: diagnostics.
   """
 
   count: jax.Array
   preconditioner: Any
   scaled: jax.Array
+  product: Gauge
   momentum: Any
   weight: jax.Array
+  gradient: Gauge
   info: PsgdInfo
 
 
@@ -176,8 +182,10 @@ def scale_by_psgd(
       count=jnp.zeros((), jnp.int32),
       preconditioner=q,
       scaled=jnp.asarray(init_scale is not None),
+      product=new_gauge(dtype),
       momentum=optax.tree.zeros_like(widen(params)) if keeps_momentum else None,
       weight=jnp.zeros((), dtype),
+      gradient=new_gauge(dtype),
       info=PsgdInfo(false, false, false, jnp.zeros((), dtype)),
     )
 
@@ -201,7 +209,7 @@ def scale_by_psgd(
       due = jax.random.uniform(coin_key) < chance
 
     def fit(carry):
-      q, scaled, _ = carry
+      q, scaled, gauge, _ = carry
       # Nothing of a pair depends on the carry, and what does not is moved out
       # of a loop by the compiler, to run on every step.
       at, gradient, direction, v_key, q_key, scaled = (
@@ -217,38 +225,47 @@ def scale_by_psgd(
       else:
         h = sources.gradient_difference(value_fn, at, gradient, v)
       size = sources.largest(h, dtype)
-      usable = jnp.isfinite(size) & (size > 0)
-      h = sources.lift(v, h, size)
+      usable, restart, gauge_now = judge(gauge, size)
+      usable = usable & (size > 0)
+      v, h = sources.condition(v, h, size)
+      # Q goes with the root of 1 / |h|.
+      factor = jnp.sqrt(gauge.size / jnp.where(size > 0, size, 1))
+      if init_scale is None:
+        first = usable & ~scaled
+        factor = jnp.where(first, sources.initial_scale(v, h), factor)
+        restart = restart | first
       q = run_if(
-        usable & ~scaled,
-        lambda q: preconditioner.rescale(q, sources.initial_scale(v, h, size)),
-        q,
+        usable & restart, lambda q: preconditioner.rescale(q, factor), q
       )
       q = run_if(
         usable, lambda q: preconditioner.update(q, v, h, rate, q_key), q
       )
-      return q, scaled | usable, usable
+      return q, scaled | usable, gauge_now, usable
 
-    q, scaled, updated = run_if(
-      due, fit, (state.preconditioner, state.scaled, jnp.zeros((), bool))
+    no = jnp.zeros((), bool)
+    q, scaled, product, updated = run_if(
+      due, fit, (state.preconditioner, state.scaled, state.product, no)
     )
 
-    average, weight, direction = state.momentum, state.weight, updates
+    average, weight, gradient = state.momentum, state.weight, state.gradient
+    direction, healthy = updates, jnp.ones((), bool)
     if keeps_momentum:
       b = jnp.asarray(momentum, dtype)
-      # A sum of finite numbers may overflow: then it is not to be kept either.
-      usable = jnp.isfinite(sources.largest(updates, dtype))
-      average = jax.tree.map(
-        lambda m, g: jnp.where(usable, _mix(b, m, g), m), average, updates
+      healthy, restart, gradient = judge(
+        gradient, sources.largest(updates, dtype)
       )
-      weight = jnp.where(usable, b * weight + (1 - b), weight)
+      keep = jnp.where(restart, 0.0, 1.0).astype(dtype)
+      average = jax.tree.map(
+        lambda m, g: jnp.where(healthy, _mix(b, keep, m, g), m),
+        average,
+        updates,
+      )
+      weight = jnp.where(healthy, b * keep * weight + (1 - b), weight)
       direction = trees.scale(average, 1 / jnp.where(weight > 0, weight, 1))
 
     direction = preconditioner.apply(q, direction)
-    norm = jnp.sqrt(trees.vdot(direction, direction, dtype))
-    healthy = jnp.isfinite(norm)
-    if keeps_momentum:
-      healthy = healthy & usable
+    norm = _norm(direction, dtype)
+    healthy = healthy & jnp.isfinite(norm)
     factor = healthy.astype(dtype)
     if clip_norm is not None:
       limit = jnp.asarray(clip_norm, dtype)
@@ -260,8 +277,10 @@ def scale_by_psgd(
       count=optax.safe_increment(state.count),
       preconditioner=q,
       scaled=scaled,
+      product=product,
       momentum=average,
       weight=weight,
+      gradient=gradient,
       info=PsgdInfo(updated, due & ~updated, ~healthy, norm),
     )
 
@@ -277,9 +296,21 @@ def _at(rate: Rate, count):
   return rate(count) if callable(rate) else rate
 
 
-def _mix(decay, average, x):
-  decay = decay.astype(average.dtype)
-  return decay * average + (1 - decay) * x.astype(average.dtype)
+def _mix(decay, keep, average, x):
+  decay, keep = decay.astype(average.dtype), keep.astype(average.dtype)
+  return decay * keep * average + (1 - decay) * x.astype(average.dtype)
+
+
+def _norm(tree, dtype) -> jax.Array:
+  """The global norm, of numbers too whose squares overflow."""
+  norm = jnp.sqrt(trees.vdot(tree, tree, dtype))
+
+  def scaled(_):
+    size = sources.largest(tree, dtype)
+    unit = trees.scale(tree, 1 / size)
+    return size * jnp.sqrt(trees.vdot(unit, unit, dtype))
+
+  return run_if(jnp.isinf(norm), scaled, norm)
 
 
 def _count(tree) -> int:

@@ -1,0 +1,497 @@
+"""PSGD behind, inside and around the rest of optax, on meshes, and its cost."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import gen_optax
+from gen_optax import psgd
+from gen_optax.psgd import pairs as sources
+
+STRUCTURES = {
+  "diagonal": psgd.diagonal,
+  "xmat": psgd.xmat,
+  "butterfly": psgd.butterfly,
+  "neighbours": lambda: psgd.blocks(psgd.neighbours(2)),
+  "cyclic of five": lambda: psgd.blocks(psgd.cyclic(5)),
+  "low rank": lambda: psgd.low_rank(3),
+  "dense": psgd.dense,
+  "kron": psgd.kron,
+  "global xmat": lambda: psgd.xmat("global"),
+}
+READY_MADE = {"xmat": gen_optax.psgd_xmat, "lra": gen_optax.psgd_lra}
+structures = pytest.mark.parametrize("name", STRUCTURES)
+
+FEATURES = jax.random.normal(jax.random.key(0), (64, 8))
+TARGETS = jnp.tanh(FEATURES @ jnp.arange(1.0, 9.0)[:, None] / 8)
+
+
+def initial_params(dtype=jnp.float32):
+  keys = jax.random.split(jax.random.key(1), 2)
+  return {
+    "b": jnp.zeros(12, dtype),
+    "v": jax.random.normal(keys[0], (12, 1), dtype) / 3,
+    "w": jax.random.normal(keys[1], (8, 12), dtype) / 3,
+  }
+
+
+def loss_fn(params, x=FEATURES, y=TARGETS):
+  hidden = jnp.tanh(x @ params["w"] + params["b"])
+  return jnp.mean((hidden @ params["v"] - y) ** 2)
+
+
+def train(tx, steps=40, params=None, value_fn=loss_fn):
+  """Losses before each step, and what is left; all from one compiled scan."""
+  params = initial_params() if params is None else params
+  tx = optax.with_extra_args_support(tx)
+
+  def step(carry, _):
+    params, state = carry
+    value, grad = jax.value_and_grad(value_fn)(params)
+    updates, state = tx.update(
+      grad, state, params, value=value, grad=grad, value_fn=value_fn
+    )
+    return (optax.apply_updates(params, updates), state), value
+
+  run = lambda carry: jax.lax.scan(step, carry, length=steps)
+  (params, state), losses = jax.jit(run)((params, tx.init(params)))
+  return losses, params, state
+
+
+def check_training(tx, factor=0.5, **options):
+  losses, params, state = train(tx, **options)
+  assert jnp.all(jnp.isfinite(losses))
+  assert losses[-1] < factor * losses[0]
+  return losses, params, state
+
+
+@structures
+@pytest.mark.parametrize("pairs", ["hvp", "whitening"])
+def test_every_structure_trains_on_every_source_of_pairs(name, pairs):
+  stage = gen_optax.scale_by_psgd(STRUCTURES[name](), pairs=pairs)
+  rate = 0.03 if pairs == "whitening" else 0.3
+  _, _, state = check_training(optax.chain(stage, optax.scale(-rate)))
+  assert state[0].info.updated and state[0].scaled
+
+
+@pytest.mark.parametrize("name", ["diagonal", "xmat", "low rank", "kron"])
+def test_gen_finds_the_rate_of_a_preconditioned_gradient(name):
+  pairs = "finite_difference" if name == "xmat" else "hvp"
+  tx = optax.chain(
+    gen_optax.scale_by_psgd(STRUCTURES[name](), pairs=pairs),
+    optax.scale(-1.0),
+    gen_optax.scale_by_gen(),
+  )
+  check_training(tx)
+
+
+# optax's own suite (test_conformance) wraps all six.
+@pytest.mark.parametrize("name", ["xmat", "lra"])
+def test_inside_and_around_optax(name):
+  make = READY_MADE[name]
+  plain, params, _ = check_training(make(0.3, momentum=0.5))
+  sizes = ("rank",) if name == "lra" else ()
+  injected = optax.inject_hyperparams(make, static_args=sizes)
+  losses, _, state = train(injected(0.3, momentum=0.5))
+  np.testing.assert_allclose(losses, plain, rtol=1e-3)
+  assert {"learning_rate", "weight_decay"} <= set(state.hyperparams)
+  check_training(optax.apply_if_finite(make(0.3), 3))
+  groups = {"x": make(0.3), "y": optax.sgd(0.1)}
+  labels = {"w": "x", "b": "y", "v": "x"}
+  check_training(gen_optax.with_full_params(optax.partition(groups, labels)))
+  decayed = make(
+    0.3, weight_decay=1e-2, mask={"w": True, "b": False, "v": True}
+  )
+  check_training(decayed)
+  optax.tree.map_params(make(), lambda p: p, make().init(params))
+  check_training(make(optax.cosine_decay_schedule(0.3, 40)))
+
+
+@pytest.mark.parametrize("name", ["xmat", "lra"])
+def test_multi_steps(name):
+  tx = optax.MultiSteps(READY_MADE[name](0.3), every_k_schedule=2)
+
+  @jax.jit
+  def step(params, state):
+    value, grad = jax.value_and_grad(loss_fn)(params)
+    updates, state = tx.update(grad, state, params, value_fn=loss_fn)
+    return optax.apply_updates(params, updates), state, value
+
+  params = initial_params()
+  state = tx.init(params)
+  values = []
+  for _ in range(40):
+    params, state, value = step(params, state)
+    values.append(value)
+  assert values[-1] < 0.9 * values[0]
+  assert values[0] == values[1]
+
+
+@structures
+def test_shapes_alone(name):
+  tx = gen_optax.scale_by_psgd(STRUCTURES[name](), momentum=0.9)
+  params = initial_params()
+  abstract = jax.eval_shape(tx.init, params)
+  state = tx.init(params)
+  after = train(tx, 1)[2]
+  for other in (state, after):
+    same = jax.tree.map(
+      lambda a, b: a.shape == b.shape and a.dtype == b.dtype, abstract, other
+    )
+    assert jax.tree.all(same)
+
+
+@structures
+@pytest.mark.parametrize(
+  "params",
+  [
+    {},
+    {"a": jnp.ones(())},
+    {"a": jnp.ones((1,)), "b": None, "c": jnp.ones((1, 1))},
+    {"a": jnp.ones((0,)), "b": jnp.ones((3, 5))},
+    {"a": jnp.ones((2, 0, 3)), "b": jnp.ones((7,))},
+    (jnp.ones((3,)), [jnp.ones((2, 3, 4))]),
+  ],
+  ids=["empty", "number", "ones and None", "no entry", "no rows", "tuple"],
+)
+def test_odd_trees(name, params):
+  loss = lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p)) + 0.0
+  tx = gen_optax.scale_by_psgd(STRUCTURES[name](), momentum=0.5)
+  update = jax.jit(
+    lambda p, state: tx.update(jax.grad(loss)(p), state, p, value_fn=loss)
+  )
+  state = tx.init(params)
+  for _ in range(3):
+    updates, state = update(params, state)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    for leaf in jax.tree.leaves(updates):
+      assert jnp.all(jnp.isfinite(leaf))
+
+
+@structures
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_leaves_keep_their_dtype_and_the_state_is_wide(name, dtype):
+  params = initial_params(dtype) | {"b": jnp.zeros(12, jnp.float32)}
+  tx = gen_optax.scale_by_psgd(STRUCTURES[name](), momentum=0.9)
+  update = lambda p: tx.update(
+    jax.grad(loss_fn)(p), tx.init(p), p, value_fn=loss_fn
+  )
+  updates, state = jax.eval_shape(update, params)
+  assert jax.tree.map(lambda x: x.dtype, updates) == jax.tree.map(
+    lambda x: x.dtype, params
+  )
+  for leaf in jax.tree.leaves(state):
+    assert leaf.dtype in (jnp.float32, jnp.int32, bool)
+
+
+@pytest.mark.parametrize("pairs", ["hvp", "finite_difference"])
+def test_pairs_of_bfloat16_parameters_are_taken_in_float32(pairs, x64):
+  params = initial_params(jnp.bfloat16)
+  v = sources.draw(jax.random.key(0), params, "normal")
+  wide = jax.tree.map(lambda p: p.astype(jnp.float64), params)
+  exact = jax.jvp(
+    jax.grad(loss_fn),
+    (wide,),
+    (jax.tree.map(lambda x: x.astype(jnp.float64), v),),
+  )[1]
+  if pairs == "hvp":
+    h = sources.exact_product(loss_fn, params, v)
+  else:
+    grad = jax.grad(loss_fn)(params)
+    h = sources.gradient_difference(loss_fn, params, grad, v)
+  error = optax.tree.norm(optax.tree.sub(h, exact)) / optax.tree.norm(exact)
+  assert error < (1e-5 if pairs == "hvp" else 3e-2)
+
+
+@pytest.mark.parametrize("kind", ["normal", "rademacher"])
+def test_vectors_are_white_and_leaves_differ(kind):
+  params = {"a": jnp.zeros((200, 50)), "b": jnp.zeros((200, 50))}
+  v = sources.draw(jax.random.key(3), params, kind)
+  assert abs(float(jnp.mean(v["a"] ** 2)) - 1) < 0.05
+  assert abs(float(jnp.mean(v["a"] * v["b"]))) < 0.05
+  assert (set(np.unique(v["a"])) == {-1.0, 1.0}) == (kind == "rademacher")
+
+
+def test_what_forward_mode_refuses_names_the_remedy():
+  @jax.custom_vjp
+  def square(x):
+    return x**2
+
+  square.defvjp(lambda x: (x**2, x), lambda x, g: (2 * x * g,))
+  loss = lambda w: jnp.sum(square(w))
+  w = jnp.ones(3)
+  tx = gen_optax.scale_by_psgd(psgd.diagonal())
+  with pytest.raises(TypeError) as error:
+    tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)
+  assert "finite_difference" in "".join(error.value.__notes__)
+  tx = gen_optax.scale_by_psgd(psgd.diagonal(), pairs="finite_difference")
+  grad = jax.grad(loss)(w)
+  tx.update(grad, tx.init(w), w, grad=grad, value_fn=loss)
+
+
+# --- what a lazy step costs -------------------------------------------------
+
+
+def count_work(monkeypatch, tx, steps, replicas=None):
+  """Hessian-vector products and random vectors at run time, in one scan."""
+  counted = {"loss": 0, "vector": 0}
+
+  def counter(kind):
+    def add(_):
+      counted[kind] += 1
+
+    return add
+
+  draw = sources.draw
+
+  def counting_draw(*args):
+    v = draw(*args)
+    jax.debug.callback(counter("vector"), v["b"][0])
+    return v
+
+  monkeypatch.setattr(sources, "draw", counting_draw)
+
+  def value_fn(params):
+    loss = loss_fn(params)
+    jax.debug.callback(counter("loss"), loss)
+    return loss
+
+  def run(params):
+    def step(carry, _):
+      params, state = carry
+      grad = jax.grad(loss_fn)(params)
+      updates, state = tx.update(
+        grad, state, params, grad=grad, value_fn=value_fn
+      )
+      return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, (params, tx.init(params)), length=steps)[0]
+
+  params = initial_params()
+  if replicas:
+    run = jax.vmap(run)
+    params = jax.tree.map(lambda p: jnp.stack([p] * replicas), params)
+  jax.block_until_ready(jax.jit(run)(params))
+  jax.effects_barrier()
+  return counted
+
+
+@pytest.mark.parametrize("replicas", [None, 3])
+@pytest.mark.parametrize("pairs", ["hvp", "finite_difference", "whitening"])
+@pytest.mark.parametrize("name", ["xmat", "low rank"])
+def test_no_update_draws_nothing_and_asks_nothing(
+  monkeypatch, name, pairs, replicas
+):
+  make = functools.partial(
+    gen_optax.scale_by_psgd, STRUCTURES[name](), pairs=pairs
+  )
+  on_some_steps = lambda count: jnp.where(count % 4 == 2, 1.0, 0.0)
+  count = functools.partial(count_work, monkeypatch, replicas=replicas)
+  # The closure stands in for the product: it is evaluated once in each.
+  each = 0 if pairs == "whitening" else replicas or 1
+  drawn = replicas or 1
+  assert count(make(probability=0.0), 5) == {"loss": 0, "vector": 0}
+  monkeypatch.undo()
+  assert count(make(probability=on_some_steps), 8) == {
+    "loss": 2 * each,
+    # A key that no replica owns is drawn from once for all of them.
+    "vector": pytest.approx(2, abs=2 * (drawn - 1)),
+  }
+  monkeypatch.undo()
+  assert count(make(), 5)["loss"] == 5 * each
+
+
+@pytest.mark.parametrize("name", ["diagonal", "xmat", "low rank", "kron"])
+def test_nothing_of_an_update_leaves_its_loop(name):
+  """XLA moves what does not depend on a loop's carry in front of the loop."""
+  tx = gen_optax.scale_by_psgd(STRUCTURES[name](), probability=0.1)
+  params = initial_params()
+
+  def step(params, state, grad):
+    return tx.update(grad, state, params, value_fn=loss_fn)
+
+  compiled = jax.jit(step).lower(params, tx.init(params), params).compile()
+  entry = re.search(r"^ENTRY .*?^}", compiled.as_text(), re.M | re.S)[0]
+  names = re.findall(r'op_name="([^"]*)"', entry)
+  assert names
+  # Products of the loss's own shapes are the Hessian-vector product.
+  moved = [
+    line
+    for line in entry.splitlines()
+    if re.search(r" (dot|convolution|custom-call)\(", line)
+    and "/while/body/" in line
+  ]
+  assert moved == []
+
+
+def test_probability_is_the_share_of_updates():
+  tx = gen_optax.scale_by_psgd(psgd.diagonal(), probability=0.3)
+
+  def step(state, _):
+    grad = jax.grad(loss_fn)(params)
+    _, state = tx.update(grad, state, params, value_fn=loss_fn)
+    return state, state.info.updated
+
+  params = initial_params()
+  _, updated = jax.lax.scan(step, tx.init(params), length=400)
+  # Five standard deviations of 400 draws.
+  assert abs(float(updated.mean()) - 0.3) < 0.115
+
+
+def test_replicas_with_seeds_of_their_own_differ():
+  def run(seed):
+    tx = gen_optax.psgd_lra(0.3, seed=seed)
+    return train(tx, 5)[0]
+
+  losses = jax.vmap(run)(jnp.arange(3))
+  assert losses[0, -1] != losses[1, -1] != losses[2, -1]
+  np.testing.assert_allclose(losses[1], run(1), rtol=1e-4)
+
+
+def test_vmap_over_replicas_equals_separate_runs(x64):
+  starts = [
+    jax.tree.map(lambda p, k=k: p * (1 + 0.1 * k), initial_params(jnp.float64))
+    for k in range(3)
+  ]
+  for name in ("xmat", "lra"):
+    tx = READY_MADE[name](0.3, probability=0.5)
+    separate = [train(tx, params=start)[0] for start in starts]
+    stacked = jax.tree.map(lambda *p: jnp.stack(p), *starts)
+    together = jax.vmap(lambda p, tx=tx: train(tx, params=p)[0])(stacked)
+    np.testing.assert_allclose(together, jnp.stack(separate), rtol=1e-7)
+
+
+def test_donated_state_and_a_checkpoint(tmp_path):
+  import orbax.checkpoint as ocp
+
+  tx = gen_optax.psgd_lra(0.3, rank=3, momentum=0.9)
+  params = initial_params()
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def step(params, state):
+    grad = jax.grad(loss_fn)(params)
+    updates, state = tx.update(grad, state, params, value_fn=loss_fn)
+    return optax.apply_updates(params, updates), state
+
+  carry = step(params, tx.init(params))
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(tmp_path / "state", carry)
+    checkpointer.wait_until_finished()
+    target = jax.tree.map(jnp.zeros_like, carry)
+    restored = checkpointer.restore(tmp_path / "state", target)
+  again, straight = step(*restored), step(*carry)
+  jax.tree.map(np.testing.assert_array_equal, again, straight)
+
+
+# --- meshes ------------------------------------------------------------------
+
+
+def place_on(mesh, axis):
+  """Shards a leaf along `axis`, or its last, where four divide it."""
+
+  def place(leaf):
+    spec = [None] * leaf.ndim
+    at = min(axis, leaf.ndim - 1)
+    if leaf.shape[at] % 4 == 0:
+      spec[at] = "d"
+    return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
+
+  return place
+
+
+def contract(x, y, mesh):
+  """x @ y; on an Explicit mesh the result says where it lives."""
+  explicit = mesh is not None and mesh.are_all_axes_explicit
+  out = PartitionSpec() if explicit else None
+  return jnp.einsum("ab,bc->ac", x, y, out_sharding=out)
+
+
+def mesh_loss(params, mesh=None):
+  x, y = FEATURES.astype(jnp.float64), TARGETS.astype(jnp.float64)
+  hidden = contract(x, params["w"], mesh)
+  bias = params["b"]
+  if mesh is not None and mesh.are_all_axes_explicit:
+    bias = jax.sharding.reshard(bias, PartitionSpec())
+  hidden = jnp.tanh(hidden + bias)
+  return jnp.mean((contract(hidden, params["v"], mesh) - y) ** 2)
+
+
+def mesh_optimizer(name):
+  stage = gen_optax.scale_by_psgd(STRUCTURES[name](), momentum=0.5)
+  return optax.chain(stage, optax.scale(-0.1))
+
+
+@functools.cache
+def on_one_device(name):
+  return train(mesh_optimizer(name), 8, initial_params(jnp.float64), mesh_loss)[
+    0
+  ]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+  "name", ["diagonal", "xmat", "butterfly", "neighbours", "low rank"]
+)
+def test_on_a_mesh_equals_one_device(x64, name, axis_type, axis):
+  mesh = jax.make_mesh((4,), ("d",), axis_types=(axis_type,))
+  params = initial_params(jnp.float64)
+  tx = mesh_optimizer(name)
+  with jax.set_mesh(mesh):
+    sharded = jax.tree.map(place_on(mesh, axis), params)
+    on_mesh, _, _ = train(
+      tx, 8, sharded, functools.partial(mesh_loss, mesh=mesh)
+    )
+  np.testing.assert_allclose(on_mesh, on_one_device(name), rtol=1e-10)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+  "name", ["diagonal", "xmat", "butterfly", "neighbours", "low rank"]
+)
+def test_no_parameter_is_gathered(name, axis_type, axis):
+  """The stage alone: what the loss gathers is the loss's own affair."""
+  mesh = jax.make_mesh((4,), ("d",), axis_types=(axis_type,))
+  tx = optax.chain(
+    gen_optax.scale_by_psgd(
+      STRUCTURES[name](), pairs="whitening", momentum=0.9
+    ),
+    optax.scale(-0.1),
+  )
+  with jax.set_mesh(mesh):
+    params = jax.tree.map(place_on(mesh, axis), initial_params())
+    state = tx.init(params)
+    text = jax.jit(tx.update).lower(params, state, params).compile().as_text()
+  assert "all-gather" not in text
+  assert "all-reduce" in text
+  for leaf, rows in zip(
+    jax.tree.leaves(params),
+    jax.tree.leaves(state[0].momentum),
+    strict=True,
+  ):
+    assert leaf.sharding.is_equivalent_to(rows.sharding, leaf.ndim)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(
+  "name", ["diagonal", "xmat", "butterfly", "neighbours", "low rank"]
+)
+def test_a_default_step_gathers_no_parameter(name, axis):
+  """With the Hessian-vector product of a loss that is local to each device."""
+  mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+  loss = lambda p: sum(jnp.sum(jnp.cos(x) * x) for x in jax.tree.leaves(p))
+  tx = gen_optax.scale_by_psgd(STRUCTURES[name]())
+  params = jax.tree.map(place_on(mesh, axis), initial_params())
+
+  def step(grad, state, params):
+    return tx.update(grad, state, params, value_fn=loss)
+
+  lowered = jax.jit(step).lower(params, tx.init(params), params)
+  assert "all-gather" not in lowered.compile().as_text()
