@@ -242,7 +242,7 @@ def _psgd(
 
 
 def psgd_diagonal(
-  learning_rate: optax.ScalarOrSchedule = 0.01,
+  learning_rate: optax.ScalarOrSchedule = 0.1,
   *,
   weight_decay: float = 0.0,
   mask: Any = None,
@@ -266,7 +266,7 @@ def psgd_diagonal(
   Raises:
     ValueError: on a wrong option, and on a missing `value_fn` or `params`.
 
-  Cost: that of `scale_by_psgd` with `gen_optax.psgd.diagonal()`.
+  Cost: that of `scale_by_psgd` with `gen_optax.psgd.diagonal`.
 
   Example:
 
@@ -285,11 +285,13 @@ def psgd_diagonal(
     >>> print(f"{loss(w):.4f}")
     0.0000
   """
-  return _psgd(diagonal(), learning_rate, weight_decay, mask, psgd_options)
+  # One step for all entries: on networks their own steps follow the noise.
+  preconditioner = diagonal(steps="global")
+  return _psgd(preconditioner, learning_rate, weight_decay, mask, psgd_options)
 
 
 def psgd_xmat(
-  learning_rate: optax.ScalarOrSchedule = 0.01,
+  learning_rate: optax.ScalarOrSchedule = 0.1,
   *,
   scope: Scope = "leaf",
   weight_decay: float = 0.0,
@@ -312,13 +314,13 @@ def psgd_xmat(
   Example:
 
     >>> import gen_optax
-    >>> tx = gen_optax.psgd_xmat(0.01, momentum=0.9)
+    >>> tx = gen_optax.psgd_xmat(0.03, momentum=0.9)
   """
   return _psgd(xmat(scope), learning_rate, weight_decay, mask, psgd_options)
 
 
 def psgd_butterfly(
-  learning_rate: optax.ScalarOrSchedule = 0.01,
+  learning_rate: optax.ScalarOrSchedule = 0.1,
   *,
   scope: Scope = "leaf",
   weight_decay: float = 0.0,
@@ -341,7 +343,7 @@ def psgd_butterfly(
   Example:
 
     >>> import gen_optax
-    >>> tx = gen_optax.psgd_butterfly(0.01, momentum=0.9)
+    >>> tx = gen_optax.psgd_butterfly(0.03, momentum=0.9)
   """
   return _psgd(
     butterfly(scope), learning_rate, weight_decay, mask, psgd_options
@@ -349,7 +351,7 @@ def psgd_butterfly(
 
 
 def psgd_lra(
-  learning_rate: optax.ScalarOrSchedule = 0.01,
+  learning_rate: optax.ScalarOrSchedule = 0.1,
   *,
   rank: int = 10,
   weight_decay: float = 0.0,
@@ -372,13 +374,13 @@ def psgd_lra(
   Example:
 
     >>> import gen_optax
-    >>> tx = gen_optax.psgd_lra(0.01, momentum=0.9)
+    >>> tx = gen_optax.psgd_lra(0.03, momentum=0.9)
   """
   return _psgd(low_rank(rank), learning_rate, weight_decay, mask, psgd_options)
 
 
 def psgd_dense(
-  learning_rate: optax.ScalarOrSchedule = 0.01,
+  learning_rate: optax.ScalarOrSchedule = 0.1,
   *,
   weight_decay: float = 0.0,
   mask: Any = None,
@@ -399,13 +401,13 @@ def psgd_dense(
   Example:
 
     >>> import gen_optax
-    >>> tx = gen_optax.psgd_dense(0.01, momentum=0.9)
+    >>> tx = gen_optax.psgd_dense(0.03, momentum=0.9)
   """
   return _psgd(dense(), learning_rate, weight_decay, mask, psgd_options)
 
 
 def psgd_kron(
-  learning_rate: optax.ScalarOrSchedule = 0.01,
+  learning_rate: optax.ScalarOrSchedule = 0.1,
   *,
   max_size: int = 1024,
   weight_decay: float = 0.0,
@@ -428,6 +430,6 @@ def psgd_kron(
   Example:
 
     >>> import gen_optax
-    >>> tx = gen_optax.psgd_kron(0.01, momentum=0.9)
+    >>> tx = gen_optax.psgd_kron(0.03, momentum=0.9)
   """
   return _psgd(kron(max_size), learning_rate, weight_decay, mask, psgd_options)

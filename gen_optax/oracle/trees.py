@@ -75,6 +75,18 @@ def explicit_sharding(leaf) -> jax.sharding.NamedSharding | None:
   return sharding if explicit else None
 
 
+def keep_sharding(move, x) -> jax.Array:
+  """`move(x)`, of x's shape and on an Explicit mesh of its sharding.
+
+  Explicit meshes refuse to cut a sharded axis, as `jnp.roll` does; there the
+  compiler finds the exchange of neighbours, as it does on Auto meshes.
+  """
+  sharding = explicit_sharding(x)
+  if sharding is None:
+    return move(x)
+  return jax.sharding.auto_axes(move, out_sharding=sharding)(x)
+
+
 def scale(tree, factor):
   """`factor * tree`, each leaf multiplied in >= float32, in its own dtype.
 

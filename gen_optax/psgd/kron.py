@@ -149,6 +149,8 @@ def _invert_transpose(factors):
 
 
 def _step(factors, v, h, learning_rate, normalizer) -> Factors:
+  if not v.size:
+    return factors
   factors = _balance(factors.by_axis)
   a = _multiply(factors, h)
   b = _multiply(_invert_transpose(factors), v)

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gen_optax.oracle import trees
+
 # Larger blocks are solved as matrices: see `blocks`.
 LARGEST_CLOSED_FORM = 4
 
@@ -72,7 +74,8 @@ def cyclic(size: int) -> Partition:
   """Blocks {i, i + n/m, i + 2n/m, ...}; m = 2 is the butterfly (Example 3).
 
   On a leaf of several axes n is the length of the first axis that m divides.
-  Where it divides none, the last entries of the longest are alone.
+  Where it divides none, the last entries of the longest are alone. Blocks of
+  more than four entries are cut from the ravelled leaf.
 
   Args:
     size: m, the number of entries in a block, at least 1.
@@ -85,9 +88,8 @@ def cyclic(size: int) -> Partition:
     axis, stride, rest = _divide(shape, size, first=True)
 
     def shift(x, k):
-      return _on_full_blocks(
-        x, axis, rest, lambda y: jnp.roll(y, -stride * k, axis)
-      )
+      roll = lambda y: jnp.roll(y, -stride * k, axis)
+      return x if k == 0 else _on_full_blocks(x, axis, rest, roll)
 
     return (Group(size, shift, _last(shape, axis, rest)),)
 
@@ -98,7 +100,8 @@ def neighbours(size: int) -> Partition:
   """Blocks {mi, mi + 1, ..., mi + m - 1} of entries side by side.
 
   On a leaf of several axes they lie along the last axis that m divides. Where
-  it divides none, the last entries of the longest are alone.
+  it divides none, the last entries of the longest are alone. Blocks of more
+  than four entries are cut from the ravelled leaf.
 
   Args:
     size: m, the number of entries in a block, at least 1.
@@ -222,15 +225,15 @@ def _on_full_blocks(x, axis, rest, move):
   if axis is None or x.shape[axis] == rest:
     return x
   if not rest:
-    return move(x)
+    return trees.keep_sharding(move, x)
   full = x.shape[axis] - rest
-  return jnp.concatenate(
-    [
-      move(jax.lax.slice_in_dim(x, 0, full, axis=axis)),
-      jax.lax.slice_in_dim(x, full, None, axis=axis),
-    ],
-    axis,
-  )
+
+  def cut(x):
+    head = jax.lax.slice_in_dim(x, 0, full, axis=axis)
+    tail = jax.lax.slice_in_dim(x, full, None, axis=axis)
+    return jnp.concatenate([move(head), tail], axis)
+
+  return trees.keep_sharding(cut, x)
 
 
 def _last(shape, axis, rest) -> tuple[np.ndarray, ...]:
