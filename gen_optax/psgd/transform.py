@@ -100,11 +100,12 @@ def scale_by_psgd(
     probability: of an update of Q in each call, in [0, 1], or a schedule of the
       count. Other calls draw nothing and evaluate nothing, under `jax.vmap`
       over replicas too.
-    pairs: "hvp": exact products. "finite_difference": differences of gradients,
-      where forward mode is refused ("can't apply forward-mode" from a
-      custom_vjp or a hand-written kernel); needs `grad`. "whitening": the gradient
-      itself for h; no closure is asked, P tends to (E gg')^{-1/2}, and steps
-      have the size of Adam's: rates of one mode do not carry over to another.
+    pairs: "hvp": exact products. "finite_difference": differences of
+      gradients, where forward mode is refused ("can't apply forward-mode" from
+      a custom_vjp or a hand-written kernel); needs `grad`. "whitening": the
+      gradient itself for h; no closure is asked, P tends to (E gg')^{-1/2}, and
+      steps have the size of Adam's: rates of one mode do not carry over to
+      another.
     momentum: decay b of the average b m + (1 - b) g, bias corrected, that is
       preconditioned; in [0, 1). None: 0, and 0.9 with "whitening".
     init_scale: Q starts as this multiple of the identity, positive. None: the

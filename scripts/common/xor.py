@@ -233,9 +233,8 @@ def advance(problem: Problem, make: Callable, rate, seed, run: Run, last):
 def train(problem: Problem, make: Callable, rate, seed, cap, look) -> dict:
   """One run, of at most `cap` iterations, as a record for the results file.
 
-  Runs go one after the other: side by side under `vmap` an iteration of SGD on four
-  seeds took as long as four in turn, and all would wait for the
-  slowest.
+  Runs go one after the other: under `vmap` an iteration of SGD on four seeds
+  took as long as four in turn, and all would wait for the slowest.
 
   Args:
     problem: what is trained.
