@@ -31,7 +31,6 @@ from gen_optax.psgd.preconditioner import (
 
 # The factors are balanced, and the Gram matrices computed anew, every so often.
 BALANCE_EVERY = 50
-MEASURE_EVERY = 1000
 BALANCE_STEPS = 10
 BALANCE_RATE = 0.1
 
@@ -178,7 +177,9 @@ def _update(state, vector, hvp, learning_rate, key, normalizer):
     """The rate over the size of A (G x)' - B (G y)'; `gram` is G'G."""
     xx, yy, xy = x @ gram @ x, y @ gram @ y, x @ gram @ y
     if normalizer == "second":
+      # Carried Gram matrices may round |G x| to zero; it is x'x / |A| at least.
       size = jnp.sqrt(positive(aa * xx)) + jnp.sqrt(positive(bb * yy))
+      size = jnp.maximum(size, x @ x + y @ y)
     else:
       square = aa * xx + bb * yy - 2 * ab * xy
       rounding = jnp.finfo(dtype).eps * (aa * xx + bb * yy)
@@ -224,8 +225,9 @@ def _update(state, vector, hvp, learning_rate, key, normalizer):
   # Loops of one trip write in place, and only one of U and V.
   state = run_if(usable & coin, step_u, state)
   state = run_if(usable & ~coin, step_v, state)
-  state = run_if(state.count % BALANCE_EVERY == 0, _balance, state)
-  return run_if(state.count % MEASURE_EVERY == 0, _measure, state)
+  return run_if(
+    state.count % BALANCE_EVERY == 0, lambda s: _balance(_measure(s)), state
+  )
 
 
 def _step_d(d, vector, hvp, ph, pv, rate, normalizer):
@@ -272,6 +274,8 @@ def _balance(state: LowRankState) -> LowRankState:
     0, BALANCE_STEPS, step, (eye, state.uu, state.vv)
   )
   lower = jnp.linalg.cholesky(total @ total.T)
+  # A rank-deficient factor may have no balance: then nothing moves.
+  lower = jnp.where(jnp.isfinite(lower).all(), lower, eye)
   back = jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
   # Row k of L^{-1} V by the rows before it, which are already replaced.
   scale = 1 / jnp.diagonal(lower)
