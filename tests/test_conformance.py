@@ -24,10 +24,14 @@ PSGD = {
   f"psgd_{name}": getattr(gen_optax, f"psgd_{name}")
   for name in ("diagonal", "xmat", "butterfly", "lra", "dense", "kron")
 }
-# Injection makes integers tracers, and the suite cannot name static ones: they
-# are bound here at their defaults.
-PSGD["psgd_lra"] = functools.partial(gen_optax.psgd_lra, rank=10)
-PSGD["psgd_kron"] = functools.partial(gen_optax.psgd_kron, max_size=1024)
+
+
+def psgd_kron(learning_rate: optax.ScalarOrSchedule = 0.1):
+  """Injection makes integers tracers: the size stays at its default."""
+  return gen_optax.psgd_kron(learning_rate)
+
+
+PSGD["psgd_kron"] = psgd_kron
 READY_MADE = GEN | PSGD
 
 TARGETS = ("parabola", "rosenbrock", "matrix_parabola", "mixed_tensor_target")

@@ -189,7 +189,7 @@ def test_definite_hessians_are_inverted(name):
 def test_noise_free_fits_become_exact(build, hessian, count):
   """Steps vanish at the optimum, so that a constant rate has no floor."""
   h = hessian(np.random.default_rng(0), spread(50))
-  _, product = fit(build, h, count, 0.5, 0)
+  _, product = fit(build, h, count, 0.5, 0, steps="block")
   assert distance(product, inverse_root(h)) < 1e-10
 
 
