@@ -366,7 +366,9 @@ def draw(problem, races, records, steps: int, path: Path):
   lines = [plt.Line2D([], [], **style(f"gen {b}"), label=b) for b in bases]
   for ls, meaning in (("--", "tuned"), ("-", "GeN form, untuned")):
     lines.append(plt.Line2D([], [], color="0.4", ls=ls, label=meaning))
-  figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
+  figure.legend(
+    handles=lines, loc="outside lower center", ncols=len(lines) // 2
+  )
   start = ", ".join(f"{x:g}" for x in problem.starts[0])
   figure.suptitle(f"{problem.name} from ({start}); GeN from initial rate 0.01")
   path.parent.mkdir(parents=True, exist_ok=True)
