@@ -10,12 +10,6 @@ from gen_optax.alias import gen_lion as gen_lion
 from gen_optax.alias import gen_momentum as gen_momentum
 from gen_optax.alias import gen_sgd as gen_sgd
 from gen_optax.alias import generalized_newton as generalized_newton
-from gen_optax.alias import psgd_butterfly as psgd_butterfly
-from gen_optax.alias import psgd_dense as psgd_dense
-from gen_optax.alias import psgd_diagonal as psgd_diagonal
-from gen_optax.alias import psgd_kron as psgd_kron
-from gen_optax.alias import psgd_lra as psgd_lra
-from gen_optax.alias import psgd_xmat as psgd_xmat
 from gen_optax.averaging import average_parameters as average_parameters
 from gen_optax.averaging import averaged_parameters as averaged_parameters
 from gen_optax.gen.guard import skip_implausible as skip_implausible
@@ -30,6 +24,12 @@ from gen_optax.oracle.closures import keep_extra_args as keep_extra_args
 from gen_optax.oracle.closures import rename_extra_args as rename_extra_args
 from gen_optax.oracle.closures import with_full_params as with_full_params
 from gen_optax.oracle.hessian import hvp as hvp
+from gen_optax.psgd.alias import psgd_butterfly as psgd_butterfly
+from gen_optax.psgd.alias import psgd_dense as psgd_dense
+from gen_optax.psgd.alias import psgd_diagonal as psgd_diagonal
+from gen_optax.psgd.alias import psgd_kron as psgd_kron
+from gen_optax.psgd.alias import psgd_lra as psgd_lra
+from gen_optax.psgd.alias import psgd_xmat as psgd_xmat
 from gen_optax.psgd.transform import PsgdInfo as PsgdInfo
 from gen_optax.psgd.transform import ScaleByPsgdState as ScaleByPsgdState
 from gen_optax.psgd.transform import scale_by_psgd as scale_by_psgd

@@ -108,10 +108,4 @@ def _same_computation(value, params) -> bool:
   from `value` by rounding of the size of the step: reusing `value` gave eta* =
   1.03 where the truth was 7.18.
   """
-  if value is None:
-    return False
-  return all(
-    trees.at_least_float32(leaf.dtype) == leaf.dtype
-    for leaf in jax.tree.leaves(params)
-    if trees.is_float(leaf)
-  )
+  return value is not None and trees.is_wide(params)

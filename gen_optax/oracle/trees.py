@@ -18,6 +18,15 @@ def at_least_float32(dtype) -> jnp.dtype:
   return jnp.promote_types(dtype, jnp.float32)
 
 
+def is_wide(tree) -> bool:
+  """Whether every floating leaf has at least float32."""
+  return all(
+    at_least_float32(leaf.dtype) == leaf.dtype
+    for leaf in jax.tree.leaves(tree)
+    if is_float(leaf)
+  )
+
+
 def scalar_dtype(tree) -> jnp.dtype:
   """The real dtype in which scalars derived from `tree` are kept."""
   dtype = jnp.dtype(jnp.float32)
@@ -48,13 +57,20 @@ def vdot(a, b, dtype) -> jax.Array:
   return total
 
 
-def contract(rows, x, rowwise: bool = False) -> jax.Array:
-  """Inner products of the rows of an array with an array, or with its rows.
+def largest(tree, dtype) -> jax.Array:
+  """max |x|; NaN where any entry is."""
+  out = jnp.zeros((), dtype)
+  for x in jax.tree.leaves(tree):
+    out = jnp.maximum(out, jnp.abs(x).max(initial=0.0).astype(dtype))
+  return out
+
+
+def contract(rows, x) -> jax.Array:
+  """Inner products of the rows of an array with an array of a row's shape.
 
   In full precision, and replicated where the arrays are sharded.
   """
-  first = 1 if rowwise else 0
-  axes = (tuple(range(1, rows.ndim)), tuple(range(first, x.ndim)))
+  axes = (tuple(range(1, rows.ndim)), tuple(range(x.ndim)))
   sharding = explicit_sharding(x)
   if sharding is not None:
     spec = jax.sharding.PartitionSpec()

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_optax.oracle import trees
+from gen_optax.oracle.hessian import widen
 from gen_optax.oracle.lazy import run_if
 from gen_optax.psgd.preconditioner import (
   Normalizer,
@@ -107,22 +108,15 @@ def low_rank(
     width = (max(size, 1) * (rank + 10)) ** -0.5
     u_key, v_key = jax.random.split(key)
     u, v = (_random_rows(k, params, r, width) for k in (u_key, v_key))
-    return LowRankState(
-      u=u,
-      v=v,
-      d=jax.tree.map(_ones, params),
-      uu=_inner(u, u, r, r, dtype),
-      vv=_inner(v, v, r, r, dtype),
-      vu=_inner(v, u, r, r, dtype),
-      count=jnp.zeros((), jnp.int32),
-    )
+    empty = jnp.zeros((r, r), dtype)
+    d, count = jax.tree.map(_ones, params), jnp.zeros((), jnp.int32)
+    return _measure(LowRankState(u, v, d, empty, empty, empty, count))
 
   def update(state, vector, hvp, learning_rate, key):
     return _update(state, vector, hvp, learning_rate, key, normalizer)
 
   def apply(state, updates):
-    wide = _wide(state, updates)
-    y = jax.tree.map(jnp.multiply, state.d, wide)
+    y = jax.tree.map(jnp.multiply, state.d, widen(updates))
     if not len(state.vu):
       return jax.tree.map(jnp.multiply, state.d, y)
     c, e = _project(state.v, y, state.vu), _project(state.u, y, state.vu)
@@ -240,9 +234,8 @@ def _step_d(d, vector, hvp, ph, pv, rate, normalizer):
     )
   else:
     size = lambda *leaf: jnp.abs(gradient(*leaf))
-  largest = jnp.zeros((), rate.dtype)
-  for x in jax.tree.leaves(jax.tree.map(size, d, vector, hvp, ph, pv)):
-    largest = jnp.maximum(largest, x.max(initial=0.0).astype(rate.dtype))
+  sizes = jax.tree.map(size, d, vector, hvp, ph, pv)
+  largest = trees.largest(sizes, rate.dtype)
   mu = rate / positive(largest)
   moved = jax.tree.map(
     lambda d, *rest: d - mu.astype(d.dtype) * d * gradient(d, *rest),
@@ -291,23 +284,19 @@ def _balance(state: LowRankState) -> LowRankState:
 
 def _measure(state: LowRankState) -> LowRankState:
   """The Gram matrices anew, so that their rounding does not add up."""
-  dtype = state.vu.dtype
+
+  def gram(rows, others):
+    # Row by row of `others`: CPUs multiply flat matrices slowly.
+    column = lambda k: _project(
+      rows, jax.tree.map(lambda x: x[k], others), state.vu
+    )
+    return jax.lax.map(column, jnp.arange(len(state.vu))).T
+
   return state._replace(
-    uu=_gram(state.u, state.u, dtype),
-    vv=_gram(state.v, state.v, dtype),
-    vu=_gram(state.v, state.u, dtype),
+    uu=gram(state.u, state.u),
+    vv=gram(state.v, state.v),
+    vu=gram(state.v, state.u),
   )
-
-
-def _gram(rows, others, dtype):
-  """Row by row of `others`: CPUs multiply flat matrices slowly."""
-
-  def column(k):
-    row = jax.tree.map(lambda x: x[k], others)
-    return _inner(rows, row, r, None, dtype)
-
-  r = jax.tree.leaves(rows)[0].shape[0]
-  return jax.lax.map(column, jnp.arange(r)).T
 
 
 def _replace_rows(rows, weights):
@@ -338,20 +327,11 @@ def _ones(leaf):
   return jnp.ones_like(leaf, trees.at_least_float32(leaf.dtype))
 
 
-def _wide(state, tree):
-  return jax.tree.map(lambda x, d: x.astype(d.dtype), tree, state.d)
-
-
 def _project(rows, x, like):
-  """rows x: the r inner products over the whole tree."""
-  return _inner(rows, x, len(like), None, like.dtype)
-
-
-def _inner(rows, others, r, columns, dtype):
-  """The inner products of r rows with `columns` others, or with one."""
-  total = jnp.zeros((r,) if columns is None else (r, columns), dtype)
-  for a, b in zip(jax.tree.leaves(rows), jax.tree.leaves(others), strict=True):
-    total = total + trees.contract(a, b, columns is not None).astype(dtype)
+  """The r inner products of rows with x over the whole tree."""
+  total = jnp.zeros(len(like), like.dtype)
+  for a, b in zip(jax.tree.leaves(rows), jax.tree.leaves(x), strict=True):
+    total = total + trees.contract(a, b).astype(like.dtype)
   return total
 
 

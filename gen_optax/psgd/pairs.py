@@ -51,23 +51,11 @@ def gradient_difference(value_fn, params, grad, vector):
   """
   gradient_fn = jax.grad(lambda p: line.scalar_loss(value_fn, p))
   wide = widen(params)
-  narrow = any(
-    w.dtype != p.dtype
-    for w, p in zip(jax.tree.leaves(wide), jax.tree.leaves(params), strict=True)
-  )
-  if narrow:
+  if not trees.is_wide(params):
     grad = gradient_fn(wide)
   eps = float(jnp.finfo(trees.scalar_dtype(params)).eps) ** 0.5
   moved = gradient_fn(jax.tree.map(lambda w, v: w + eps * v, wide, vector))
   return jax.tree.map(lambda m, g: (m - g) / eps, moved, grad)
-
-
-def largest(tree, dtype) -> jax.Array:
-  """max |x|; NaN where any entry is."""
-  out = jnp.zeros((), dtype)
-  for x in jax.tree.leaves(tree):
-    out = jnp.maximum(out, jnp.abs(x).max(initial=0.0).astype(dtype))
-  return out
 
 
 def condition(vector, hvp, size: jax.Array):
@@ -99,7 +87,7 @@ def initial_scale(vector, hvp) -> jax.Array:
   dtype = trees.scalar_dtype(vector)
 
   def mean_power(tree, power):
-    size = largest(tree, dtype)
+    size = trees.largest(tree, dtype)
     total = jnp.zeros((), dtype)
     for x in jax.tree.leaves(tree):
       total += jnp.sum((x / size.astype(x.dtype)) ** power).astype(dtype)

@@ -226,7 +226,7 @@ def scale_by_psgd(
         h = sources.exact_product(value_fn, at, v)
       else:
         h = sources.gradient_difference(value_fn, at, gradient, v)
-      size = sources.largest(h, dtype)
+      size = trees.largest(h, dtype)
       usable, restart, gauge_now = judge(gauge, size)
       usable = usable & (size > 0)
       v, h = sources.condition(v, h, size)
@@ -254,7 +254,7 @@ def scale_by_psgd(
     if keeps_momentum:
       b = jnp.asarray(momentum, dtype)
       healthy, restart, gradient = judge(
-        gradient, sources.largest(updates, dtype)
+        gradient, trees.largest(updates, dtype)
       )
       keep = jnp.where(restart, 0.0, 1.0).astype(dtype)
       average = jax.tree.map(
@@ -308,7 +308,7 @@ def _norm(tree, dtype) -> jax.Array:
   norm = jnp.sqrt(trees.vdot(tree, tree, dtype))
 
   def scaled(_):
-    size = sources.largest(tree, dtype)
+    size = trees.largest(tree, dtype)
     unit = trees.scale(tree, 1 / size)
     return size * jnp.sqrt(trees.vdot(unit, unit, dtype))
 

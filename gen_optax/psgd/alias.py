@@ -1,0 +1,222 @@
+"""PSGD's chains that people type: one for each structure of Q."""
+
+from typing import Any
+
+import optax
+
+from gen_optax.psgd.blocks import butterfly, diagonal, xmat
+from gen_optax.psgd.dense import dense
+from gen_optax.psgd.kron import kron
+from gen_optax.psgd.low_rank import low_rank
+from gen_optax.psgd.preconditioner import Preconditioner, Scope
+from gen_optax.psgd.transform import scale_by_psgd
+
+
+def _psgd(
+  preconditioner: Preconditioner,
+  learning_rate: optax.ScalarOrSchedule,
+  weight_decay: float,
+  mask: Any,
+  psgd_options: dict,
+) -> optax.GradientTransformationExtraArgs:
+  # `optax.inject_hyperparams` hands collected keywords back as one argument.
+  psgd_options |= psgd_options.pop("psgd_options", {})
+  return optax.chain(
+    scale_by_psgd(preconditioner, **psgd_options),
+    optax.add_decayed_weights(weight_decay, mask),
+    optax.scale_by_learning_rate(learning_rate),
+  )
+
+
+def psgd_diagonal(
+  learning_rate: optax.ScalarOrSchedule = 0.1,
+  *,
+  weight_decay: float = 0.0,
+  mask: Any = None,
+  **psgd_options: Any,
+) -> optax.GradientTransformationExtraArgs:
+  r"""PSGD with a diagonal preconditioner: ESGD's, without its averages.
+
+  .. math:: w \leftarrow w - \eta (P G + \lambda w), \quad P = Q' Q
+
+  Args:
+    learning_rate: :math:`\eta`, positive, or a schedule of the step count. P G
+      is clipped to norm one, so that a step is no longer than this.
+    weight_decay: :math:`\lambda`, at least 0, not preconditioned.
+    mask: which leaves decay, as in `optax.adamw`.
+    **psgd_options: the options of `scale_by_psgd`: `clip_norm`, `momentum`,
+      `probability` and others.
+
+  Returns:
+    A transformation whose `update` takes `value_fn` and `params`.
+
+  Raises:
+    ValueError: on a wrong option, and on a missing `value_fn` or `params`.
+
+  Cost: that of `scale_by_psgd` with `gen_optax.psgd.diagonal`.
+
+  Example:
+
+    >>> import jax, jax.numpy as jnp, optax, gen_optax
+    >>> loss = lambda w: jnp.sum(jnp.array([1.0, 100.0]) * (w - 3.0) ** 2)
+    >>> tx = gen_optax.psgd_diagonal(0.5)
+    >>> @jax.jit
+    ... def step(w, state):
+    ...   updates, state = tx.update(
+    ...     jax.grad(loss)(w), state, w, value_fn=loss)
+    ...   return optax.apply_updates(w, updates), state
+    >>> w = jnp.zeros(2)
+    >>> state = tx.init(w)
+    >>> for _ in range(60):
+    ...   w, state = step(w, state)
+    >>> print(f"{loss(w):.4f}")
+    0.0000
+  """
+  # One step for all entries: on networks their own steps follow the noise.
+  preconditioner = diagonal(steps="global")
+  return _psgd(preconditioner, learning_rate, weight_decay, mask, psgd_options)
+
+
+def psgd_xmat(
+  learning_rate: optax.ScalarOrSchedule = 0.1,
+  *,
+  scope: Scope = "leaf",
+  weight_decay: float = 0.0,
+  mask: Any = None,
+  **psgd_options: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """PSGD with an X-shaped preconditioner: pairs (i, n - 1 - i).
+
+  Args:
+    learning_rate: positive, or a schedule of the step count.
+    scope: "leaf" or "global", see `gen_optax.psgd.xmat`.
+    weight_decay: at least 0, not preconditioned.
+    mask: which leaves decay, as in `optax.adamw`.
+    **psgd_options: the options of `scale_by_psgd`.
+
+  Returns:
+    As `psgd_diagonal`, which see for the mathematics; the cost is that of
+    `gen_optax.psgd.xmat`.
+
+  Example:
+
+    >>> import gen_optax
+    >>> tx = gen_optax.psgd_xmat(0.03, momentum=0.9)
+  """
+  return _psgd(xmat(scope), learning_rate, weight_decay, mask, psgd_options)
+
+
+def psgd_butterfly(
+  learning_rate: optax.ScalarOrSchedule = 0.1,
+  *,
+  scope: Scope = "leaf",
+  weight_decay: float = 0.0,
+  mask: Any = None,
+  **psgd_options: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """PSGD with a butterfly preconditioner: pairs (i, i + n / 2).
+
+  Args:
+    learning_rate: positive, or a schedule of the step count.
+    scope: "leaf" or "global", see `gen_optax.psgd.butterfly`.
+    weight_decay: at least 0, not preconditioned.
+    mask: which leaves decay, as in `optax.adamw`.
+    **psgd_options: the options of `scale_by_psgd`.
+
+  Returns:
+    As `psgd_diagonal`, which see for the mathematics; the cost is that of
+    `gen_optax.psgd.butterfly`.
+
+  Example:
+
+    >>> import gen_optax
+    >>> tx = gen_optax.psgd_butterfly(0.03, momentum=0.9)
+  """
+  return _psgd(
+    butterfly(scope), learning_rate, weight_decay, mask, psgd_options
+  )
+
+
+def psgd_lra(
+  learning_rate: optax.ScalarOrSchedule = 0.1,
+  *,
+  rank: int = 10,
+  weight_decay: float = 0.0,
+  mask: Any = None,
+  **psgd_options: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """PSGD with a low-rank approximation, the paper's LRA.
+
+  Args:
+    learning_rate: positive, or a schedule of the step count.
+    rank: r >= 0 of `gen_optax.psgd.low_rank`.
+    weight_decay: at least 0, not preconditioned.
+    mask: which leaves decay, as in `optax.adamw`.
+    **psgd_options: the options of `scale_by_psgd`.
+
+  Returns:
+    As `psgd_diagonal`, which see for the mathematics; the cost is that of
+    `gen_optax.psgd.low_rank`.
+
+  Example:
+
+    >>> import gen_optax
+    >>> tx = gen_optax.psgd_lra(0.03, momentum=0.9)
+  """
+  return _psgd(low_rank(rank), learning_rate, weight_decay, mask, psgd_options)
+
+
+def psgd_dense(
+  learning_rate: optax.ScalarOrSchedule = 0.1,
+  *,
+  weight_decay: float = 0.0,
+  mask: Any = None,
+  **psgd_options: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """PSGD with a dense preconditioner, for few parameters.
+
+  Args:
+    learning_rate: positive, or a schedule of the step count.
+    weight_decay: at least 0, not preconditioned.
+    mask: which leaves decay, as in `optax.adamw`.
+    **psgd_options: the options of `scale_by_psgd`.
+
+  Returns:
+    As `psgd_diagonal`, which see for the mathematics; the cost is that of
+    `gen_optax.psgd.dense`.
+
+  Example:
+
+    >>> import gen_optax
+    >>> tx = gen_optax.psgd_dense(0.03, momentum=0.9)
+  """
+  return _psgd(dense(), learning_rate, weight_decay, mask, psgd_options)
+
+
+def psgd_kron(
+  learning_rate: optax.ScalarOrSchedule = 0.1,
+  *,
+  max_size: int = 1024,
+  weight_decay: float = 0.0,
+  mask: Any = None,
+  **psgd_options: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """PSGD with Kronecker-factored preconditioners, the affine group.
+
+  Args:
+    learning_rate: positive, or a schedule of the step count.
+    max_size: axes longer than this have diagonal factors.
+    weight_decay: at least 0, not preconditioned.
+    mask: which leaves decay, as in `optax.adamw`.
+    **psgd_options: the options of `scale_by_psgd`.
+
+  Returns:
+    As `psgd_diagonal`, which see for the mathematics; the cost is that of
+    `gen_optax.psgd.kron`.
+
+  Example:
+
+    >>> import gen_optax
+    >>> tx = gen_optax.psgd_kron(0.03, momentum=0.9)
+  """
+  return _psgd(kron(max_size), learning_rate, weight_decay, mask, psgd_options)
