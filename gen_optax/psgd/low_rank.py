@@ -284,6 +284,8 @@ def _balance(state: LowRankState) -> LowRankState:
 
 def _measure(state: LowRankState) -> LowRankState:
   """The Gram matrices anew, so that their rounding does not add up."""
+  if not len(state.vu):  # There is no row to trace the map with.
+    return state
 
   def gram(rows, others):
     # Row by row of `others`: CPUs multiply flat matrices slowly.
