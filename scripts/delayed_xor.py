@@ -92,6 +92,12 @@ def parse_arguments():
   )
   add("--out", type=Path, default=Path("out/delayed_xor"))
   add("--search-55", action="store_true", help="search settings for delay 55")
+  add(
+    "--fresh-seed",
+    type=int,
+    default=FRESH_SEED,
+    help="the first of --seeds on which the best setting is confirmed",
+  )
   add("--report", action="store_true", help="only print what there is")
   add("--quick", action="store_true", help="a small form, about a minute")
   args = parser.parse_args()
@@ -195,7 +201,7 @@ def run_search(search, args):
       args.tuning_cap,
     )
   best = min(trials, key=lambda setting: merit([trials[setting]]))
-  for seed in range(FRESH_SEED, FRESH_SEED + args.seeds):
+  for seed in range(args.fresh_seed, args.fresh_seed + args.seeds):
     key = f"fresh/{best}/{seed}"
     train(search, key, problem, best.make, best.rate, seed, args.cap)
 
