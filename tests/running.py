@@ -38,6 +38,19 @@ def step(tx, value_fn, params, state, **extra_args):
   return optax.apply_updates(params, updates), state, value
 
 
+def train(tx, value_fn, params, steps):
+  """Losses before each step, and what is left; all from one compiled scan."""
+  tx = optax.with_extra_args_support(tx)
+
+  def body(carry, _):
+    params, state, value = step(tx, value_fn, *carry)
+    return (params, state), value
+
+  run = lambda carry: jax.lax.scan(body, carry, length=steps)
+  (params, state), losses = jax.jit(run)((params, tx.init(params)))
+  return losses, params, state
+
+
 def run(tx, loss, start, steps):
   """Scans `steps` steps on `loss(params, t)`; `state` is the last one."""
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import running
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import gen_optax
@@ -46,21 +47,8 @@ def loss_fn(params, x=FEATURES, y=TARGETS):
 
 
 def train(tx, steps=40, params=None, value_fn=loss_fn):
-  """Losses before each step, and what is left; all from one compiled scan."""
-  params = initial_params() if params is None else params
-  tx = optax.with_extra_args_support(tx)
-
-  def step(carry, _):
-    params, state = carry
-    value, grad = jax.value_and_grad(value_fn)(params)
-    updates, state = tx.update(
-      grad, state, params, value=value, grad=grad, value_fn=value_fn
-    )
-    return (optax.apply_updates(params, updates), state), value
-
-  run = lambda carry: jax.lax.scan(step, carry, length=steps)
-  (params, state), losses = jax.jit(run)((params, tx.init(params)))
-  return losses, params, state
+  start = initial_params() if params is None else params
+  return running.train(tx, value_fn, start, steps)
 
 
 def check_training(tx, factor=0.5, **options):
