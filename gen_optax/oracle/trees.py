@@ -7,6 +7,8 @@ and they accumulate in at least float32, whatever the leaves hold.
 import jax
 import jax.numpy as jnp
 
+from gen_optax.oracle.lazy import run_if
+
 
 def is_float(leaf) -> bool:
   """Whether a leaf can be moved along a line: real or complex floating."""
@@ -63,6 +65,62 @@ def largest(tree, dtype) -> jax.Array:
   for x in jax.tree.leaves(tree):
     out = jnp.maximum(out, jnp.abs(x).max(initial=0.0).astype(dtype))
   return out
+
+
+def norm(tree, dtype) -> jax.Array:
+  """The global norm, of numbers too whose squares over- or underflow."""
+  out = jnp.sqrt(vdot(tree, tree, dtype))
+  info = jnp.finfo(dtype)
+  # Below, more than the last digit of a square may be lost.
+  smallest = float(info.tiny / info.eps) ** 0.5
+
+  def scaled(_):
+    size = largest(tree, dtype)
+    unit = scale(tree, 1 / jnp.where(size > 0, size, 1))
+    return size * jnp.sqrt(vdot(unit, unit, dtype))
+
+  return run_if(jnp.isinf(out) | (out < smallest), scaled, out)
+
+
+def random_like(key, tree, sample=jax.random.normal):
+  """A random tree like `tree` in at least float32, sharded as it is.
+
+  Each leaf has a key of its own, so that its numbers do not depend on how the
+  others are laid out.
+  """
+  leaves, treedef = jax.tree.flatten(tree)
+
+  def leaf_random(i, leaf):
+    return sample(
+      jax.random.fold_in(key, i),
+      leaf.shape,
+      at_least_float32(leaf.dtype),
+      out_sharding=explicit_sharding(leaf),
+    )
+
+  return treedef.unflatten([leaf_random(i, x) for i, x in enumerate(leaves)])
+
+
+def project(rows, x, like) -> jax.Array:
+  """The r inner products of rows with x over the whole tree.
+
+  `rows` has r rows of each leaf's shape; `like` has r entries along its first
+  axis and the dtype of the result.
+  """
+  total = jnp.zeros(len(like), like.dtype)
+  for a, b in zip(jax.tree.leaves(rows), jax.tree.leaves(x), strict=True):
+    total = total + contract(a, b).astype(like.dtype)
+  return total
+
+
+def combine(rows, weights):
+  """sum_k weights_k rows_k, for one r-vector or for each row of a matrix."""
+  return jax.tree.map(
+    lambda a: jnp.tensordot(
+      weights.astype(a.dtype), a, 1, precision=jax.lax.Precision.HIGHEST
+    ),
+    rows,
+  )
 
 
 def contract(rows, x) -> jax.Array:

@@ -266,7 +266,7 @@ def scale_by_psgd(
       direction = trees.scale(average, 1 / jnp.where(weight > 0, weight, 1))
 
     direction = preconditioner.apply(q, direction)
-    norm = _norm(direction, dtype)
+    norm = trees.norm(direction, dtype)
     healthy = healthy & jnp.isfinite(norm)
     factor = healthy.astype(dtype)
     if clip_norm is not None:
@@ -301,18 +301,6 @@ def _at(rate: Rate, count):
 def _mix(decay, keep, average, x):
   decay, keep = decay.astype(average.dtype), keep.astype(average.dtype)
   return decay * keep * average + (1 - decay) * x.astype(average.dtype)
-
-
-def _norm(tree, dtype) -> jax.Array:
-  """The global norm, of numbers too whose squares overflow."""
-  norm = jnp.sqrt(trees.vdot(tree, tree, dtype))
-
-  def scaled(_):
-    size = trees.largest(tree, dtype)
-    unit = trees.scale(tree, 1 / size)
-    return size * jnp.sqrt(trees.vdot(unit, unit, dtype))
-
-  return run_if(jnp.isinf(norm), scaled, norm)
 
 
 def _count(tree) -> int:
