@@ -13,6 +13,13 @@ from gen_optax.alias import gen_sgd as gen_sgd
 from gen_optax.alias import generalized_newton as generalized_newton
 from gen_optax.averaging import average_parameters as average_parameters
 from gen_optax.averaging import averaged_parameters as averaged_parameters
+from gen_optax.elmo.alias import elmo_dense as elmo_dense
+from gen_optax.elmo.alias import elmo_lanczos as elmo_lanczos
+from gen_optax.elmo.report import curvature_report as curvature_report
+from gen_optax.elmo.track import track_lipschitz as track_lipschitz
+from gen_optax.elmo.transform import ElmoInfo as ElmoInfo
+from gen_optax.elmo.transform import ScaleByElmoState as ScaleByElmoState
+from gen_optax.elmo.transform import scale_by_elmo as scale_by_elmo
 from gen_optax.gen.guard import skip_implausible as skip_implausible
 from gen_optax.gen.paper import ScaleByGenPaperState as ScaleByGenPaperState
 from gen_optax.gen.paper import scale_by_gen_paper as scale_by_gen_paper
