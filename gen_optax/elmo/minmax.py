@@ -209,7 +209,7 @@ def newton_threshold(
   return jnp.where(a > 0, 3 * (2 - rate) / rate**2 * ratio, jnp.inf)
 
 
-def relative_regret(
+def step_regret(
   move: ArrayLike, slope: ArrayLike, eigenvalue: ArrayLike, lipschitz: ArrayLike
 ) -> jax.Array:
   r"""How far a move is from ELMO's, in units of ELMO's.
@@ -222,8 +222,7 @@ def relative_regret(
   coefficient and claims a bound from below that does not hold.)
 
   Args:
-    move: x = <v, u>, what any optimizer's update u does along v;
-      `gen_optax.elmo.project` gives x and c in many eigenspaces at once.
+    move: x = <v, u>, what an optimizer's update u does along v.
     slope: c = <v, g>.
     eigenvalue: the curvature along v.
     lipschitz: L >= 0.
@@ -237,11 +236,11 @@ def relative_regret(
 
     >>> from gen_optax import elmo
     >>> newton = -1.0 / 2.0
-    >>> print(f"{elmo.relative_regret(newton, 1.0, 2.0, 12.0):.3f}")
+    >>> print(f"{elmo.step_regret(newton, 1.0, 2.0, 12.0):.3f}")
     0.823
 
   References:
-    Notation 8.
+    Notation 8; `relative_regret` is this for a whole update.
   """
   x, c, h, lip = _arrays(move, slope, eigenvalue, lipschitz)
   step = minmax_step(c, h, lip)
@@ -252,5 +251,8 @@ def relative_regret(
 
 def _arrays(*numbers):
   """The numbers as arrays of one real dtype, at least float32."""
-  dtype = trees.at_least_float32(jnp.result_type(*numbers))
+  dtype = jnp.result_type(*numbers)
+  if not jnp.issubdtype(dtype, jnp.floating):
+    dtype = jnp.result_type(float)
+  dtype = trees.at_least_float32(dtype)
   return tuple(jnp.asarray(x, dtype) for x in numbers)

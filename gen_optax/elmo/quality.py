@@ -1,10 +1,56 @@
 """How good a preconditioner is: measures from the literature, and ELMO's."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from gen_optax.elmo.minmax import relative_regret
+from gen_optax.elmo.minmax import step_regret
+from gen_optax.oracle import trees
+
+
+def relative_regret(
+  update: Any,
+  gradient: Any,
+  eigenvalues: jax.Array,
+  eigenvectors: Any,
+  lipschitz: ArrayLike,
+) -> jax.Array:
+  r"""How far any optimizer's update is from ELMO's in given eigenspaces.
+
+  .. math:: r_i = \frac{v_i' u}{x_i^*} - 1
+
+  with :math:`x^*` ELMO's move: 0 is as good as ELMO in the worst case, -1 is no
+  move, and anything below that goes uphill.
+
+  Args:
+    update: u, the step to be added, a tree like the parameters.
+    gradient: g, a tree like them.
+    eigenvalues: shape (k,).
+    eigenvectors: a tree with k orthonormal rows of each leaf's shape, as
+      `extreme_eigenpairs` returns them.
+    lipschitz: a number or shape (k,), at least 0.
+
+  Returns:
+    r, shape (k,); see `step_regret` for slopes of zero.
+
+  Example:
+
+    >>> import jax.numpy as jnp
+    >>> from gen_optax import elmo
+    >>> gradient, values = jnp.array([1.0, 4.0]), jnp.array([1.0, 4.0])
+    >>> r = elmo.relative_regret(
+    ...   -0.25 * gradient, gradient, values, jnp.eye(2), 0.0)
+    >>> print(r)
+    [-0.75  0.  ]
+
+  References:
+    Notation 8.
+  """
+  move = trees.project(eigenvectors, update, eigenvalues)
+  slope = trees.project(eigenvectors, gradient, eigenvalues)
+  return step_regret(move, slope, eigenvalues, lipschitz)
 
 
 def newton_residual(
@@ -140,7 +186,7 @@ def preconditioner_regret(
     lipschitz: L, a number or shape (n,), by ascending eigenvalue.
 
   Returns:
-    r, shape (n,), by ascending eigenvalue, computed as `relative_regret` of the
+    r, shape (n,), by ascending eigenvalue, computed as `step_regret` of the
     step, which agrees with the formula and holds for concave eigenspaces too.
 
   Cost: one eigendecomposition.
@@ -160,7 +206,7 @@ def preconditioner_regret(
   """
   values, vectors = jnp.linalg.eigh((hessian + hessian.T) / 2)
   move = -vectors.T @ (preconditioner @ gradient)
-  return relative_regret(move, vectors.T @ gradient, values, lipschitz)
+  return step_regret(move, vectors.T @ gradient, values, lipschitz)
 
 
 def _ratios(vectors, preconditioner, gradient):

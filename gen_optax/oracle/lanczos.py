@@ -185,16 +185,15 @@ def _tridiagonal(hvp, key, first, order, dtype):
     size = jnp.maximum(size, jnp.abs(a) + length)
     exhausted = length <= 4 * eps * size
 
-    def again(w):
-      noise = trees.random_like(jax.random.fold_in(key, j), w)
-      w = trees.select(exhausted, noise, w)
+    def again(x):
+      noise = trees.random_like(jax.random.fold_in(key, j), x)
+      x = trees.select(exhausted, noise, x)
       for _ in range(2):
-        w = unit(w, trees.norm(w, dtype))
-        w = orthogonalise(basis, w)
-      return w
+        x = orthogonalise(basis, x)
+        x = unit(x, jnp.sqrt(trees.vdot(x, x, dtype)))
+      return x
 
-    following = run_if(length <= _CANCELLED * size, again, w)
-    following = unit(following, trees.norm(following, dtype))
+    following = run_if(length <= _CANCELLED * size, again, unit(w, length))
     alpha = alpha.at[j].set(a)
     beta = beta.at[j].set(jnp.where(exhausted, 0, length))
     return basis, following, q, alpha, beta, size
