@@ -2,6 +2,7 @@
 
 import importlib
 
+from gen_optax import amos as amos
 from gen_optax import elmo as elmo
 from gen_optax import problems as problems
 from gen_optax import psgd as psgd
@@ -11,6 +12,9 @@ from gen_optax.alias import gen_lion as gen_lion
 from gen_optax.alias import gen_momentum as gen_momentum
 from gen_optax.alias import gen_sgd as gen_sgd
 from gen_optax.alias import generalized_newton as generalized_newton
+from gen_optax.amos.transform import AmosInfo as AmosInfo
+from gen_optax.amos.transform import AmosRouterState as AmosRouterState
+from gen_optax.amos.transform import amos_router as amos_router
 from gen_optax.averaging import average_parameters as average_parameters
 from gen_optax.averaging import averaged_parameters as averaged_parameters
 from gen_optax.elmo.alias import elmo_dense as elmo_dense
@@ -31,6 +35,10 @@ from gen_optax.oracle.closures import check_value_fn as check_value_fn
 from gen_optax.oracle.closures import keep_extra_args as keep_extra_args
 from gen_optax.oracle.closures import rename_extra_args as rename_extra_args
 from gen_optax.oracle.closures import with_full_params as with_full_params
+from gen_optax.oracle.diagonal import (
+  gauss_newton_bartlett_diagonal as gauss_newton_bartlett_diagonal,
+)
+from gen_optax.oracle.diagonal import hutchinson_diagonal as hutchinson_diagonal
 from gen_optax.oracle.hessian import eigenvalue_gradient as eigenvalue_gradient
 from gen_optax.oracle.hessian import hvp as hvp
 from gen_optax.oracle.lanczos import Eigenpairs as Eigenpairs

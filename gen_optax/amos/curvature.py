@@ -1,0 +1,113 @@
+"""Where the diagonal of the curvature comes from."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from gen_optax.oracle import diagonal
+from gen_optax.oracle.closures import require
+from gen_optax.oracle.hessian import widen
+
+NAMES = ("hutchinson", "gauss_newton_bartlett")
+
+
+class CurvaturePoint(NamedTuple):
+  """What a source of curvature is asked at.
+
+  Attributes:
+    params: the parameters, in at least float32.
+    key: a random key. At one Hessian time the source is called at two points
+      with one key: what it draws should depend on the key alone, so that the
+      difference is not the noise of two draws.
+    value_fn: the loss as a function of the parameters alone.
+    logits_fn: the logits of this step's batch as a function of the parameters,
+      if they were passed to `update`.
+  """
+
+  params: Any
+  key: jax.Array
+  value_fn: Callable[[Any], jax.Array]
+  logits_fn: Callable[[Any], jax.Array] | None
+
+
+class Source(NamedTuple):
+  """A source of curvature.
+
+  Attributes:
+    at: from a `CurvaturePoint` to a tree like its parameters; None for a field.
+    field: the name of a field in the last optimizer's state; None otherwise.
+    needs: names of the arguments of `update` that it reads.
+  """
+
+  at: Callable[[CurvaturePoint], Any] | None
+  field: str | None = None
+  needs: tuple[str, ...] = ("value_fn",)
+
+
+def make_source(curvature, samples: int) -> Source:
+  """From what users write, see `amos_router`; raises `ValueError`."""
+  if samples != int(samples) or samples < 1:
+    raise ValueError(f"samples must be a positive integer, got {samples!r}.")
+  if isinstance(curvature, str) and curvature == "hutchinson":
+    return Source(
+      lambda point: diagonal.hutchinson_diagonal(
+        point.value_fn, point.params, point.key, samples
+      )
+    )
+  if isinstance(curvature, str) and curvature == "gauss_newton_bartlett":
+    return Source(
+      lambda point: diagonal.gauss_newton_bartlett_diagonal(
+        point.logits_fn, point.params, point.key, samples
+      ),
+      needs=("logits_fn",),
+    )
+  if callable(curvature):
+    return Source(lambda point: _like(curvature(point), point.params))
+  if isinstance(curvature, tuple) and len(curvature) == 2:
+    if curvature[0] == "state" and isinstance(curvature[1], str):
+      return Source(None, curvature[1], ())
+  raise ValueError(
+    f'curvature must be one of {NAMES}, ("state", field), or a function from '
+    f"a gen_optax.amos.CurvaturePoint to a tree; got {curvature!r}."
+  )
+
+
+def require_arguments(source: Source, **arguments):
+  """Raises `ValueError` for what the source reads and was not passed."""
+  if "logits_fn" in source.needs and arguments["logits_fn"] is None:
+    raise ValueError(
+      'amos_router with curvature="gauss_newton_bartlett" needs logits_fn: '
+      "pass the logits of this step's batch as a function of the parameters "
+      "alone, as in tx.update(updates, state, params, value_fn=value_fn, "
+      "logits_fn=logits_fn)."
+    )
+  if "value_fn" in source.needs:
+    require("amos_router", value_fn=arguments["value_fn"])
+
+
+def read_field(field: str, state, params):
+  """The one tree of that name in an optimizer's state, widened."""
+  found = optax.tree.get_all_with_path(state, field)
+  if len(found) != 1:
+    raise ValueError(
+      f'curvature=("state", {field!r}) must name one field of the last '
+      f"optimizer's state, found {len(found)}."
+    )
+  return widen(_like(found[0][1], params))
+
+
+def _like(tree, params):
+  """`tree`, or an error if it is not shaped like the parameters."""
+  same = jax.tree.structure(tree) == jax.tree.structure(params) and all(
+    jax.numpy.shape(x) == p.shape
+    for x, p in zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=True)
+  )
+  if not same:
+    raise ValueError(
+      "curvature must have the tree and the shapes of the parameters, "
+      f"{jax.tree.map(lambda p: p.shape, params)}; got "
+      f"{jax.tree.map(jax.numpy.shape, tree)}."
+    )
+  return jax.tree.map(lambda x, p: x.astype(p.dtype), tree, params)

@@ -1,0 +1,39 @@
+"""The paper's settings of the router."""
+
+from types import MappingProxyType
+
+PAPER = MappingProxyType(
+  {
+    "granularity": "tensor_mean",
+    "threshold": 2e-10,
+    "ema": 0.99,
+    "bias_correction": False,
+    "eps": 1e-12,
+  }
+)
+"""Algorithm 2 with the settings of appendix K, for `amos_router(..., **PAPER)`.
+
+L starts at zero and is not corrected for it; the mean of L over a tensor is
+held against one number. Lacking are the optimizers, there SGD with learning
+rate 1.25e-5 and Sophia with gamma 0.01, learning rate 6e-4, b1 0.9, b2 0.95 and
+weight decay 0.1; and when and how the Hessian is taken, which the paper does
+not say. `curvature=("state", "nu")` reads the estimate that Sophia keeps.
+
+The number means nothing on another network or with another estimator.
+"""
+
+PAPER_NEWTON = MappingProxyType(
+  {
+    "granularity": "tensor_max",
+    "threshold": "newton",
+    "ema": 0.7,
+    "bias_correction": False,
+    "eps": 1e-15,
+  }
+)
+"""The second experiment of appendix K: eq. 8 instead of a number (Table 2).
+
+`ema` is one of 0.7, 0.8, 0.9, 0.95, 0.99, 0.995, 0.999; 0.7 is compared with
+AdamW. How eq. 8 is aggregated over a tensor is not said there: here the largest
+L times the mean of |g| is held against three times the mean of h^2.
+"""

@@ -1,0 +1,123 @@
+"""Several optimizers on one tree, of which each leaf or entry follows one."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gen_optax.amos.coupling import require_separable
+from gen_optax.amos.granularity import Granularity
+from gen_optax.oracle import trees
+from gen_optax.oracle.lazy import run_if
+
+
+class Team(NamedTuple):
+  """How optimizers are initialised and updated.
+
+  Attributes:
+    init: from the parameters to the states, one for each optimizer.
+    update: `(updates, states, params, choice, healthy, extra) -> (updates,
+      states, sound)`. Where `healthy` is false, or what comes out is not
+      finite, updates are zero and states stay.
+  """
+
+  init: Callable[[Any], tuple]
+  update: Callable[..., tuple[Any, tuple, jax.Array]]
+
+
+def run_all(
+  optimizers: Sequence[optax.GradientTransformationExtraArgs],
+  granularity: Granularity,
+) -> Team:
+  """Every optimizer sees every gradient; the choice is a select."""
+
+  def init(params):
+    return tuple(tx.init(params) for tx in optimizers)
+
+  def update(updates, states, params, choice, healthy, extra):
+    moves, after = [], []
+    for tx, state in zip(optimizers, states, strict=True):
+      move, state = tx.update(updates, state, params, **extra)
+      moves.append(move)
+      after.append(state)
+
+    def pick(updates, choice, *moves):
+      chosen = granularity.spread(choice, updates)
+      out = moves[-1]
+      for i, move in enumerate(moves[:-1]):
+        out = jnp.where(chosen == i, move, out)
+      return out.astype(updates.dtype)
+
+    routed = jax.tree.map(pick, updates, choice, *moves)
+    sound = healthy & _is_finite(routed)
+    routed = trees.select(sound, routed, optax.tree.zeros_like(updates))
+    return routed, trees.select(sound, tuple(after), states), sound
+
+  return Team(init, update)
+
+
+def frozen(
+  optimizers: Sequence[optax.GradientTransformationExtraArgs],
+  names: Sequence[str],
+) -> Team:
+  """Each leaf runs the optimizer that owns it; the others' states stay.
+
+  A loop of at most one trip for each leaf and optimizer: it is skipped under
+  `jax.vmap` too, and writes a donated state in place.
+  """
+  for tx, name in zip(optimizers, names, strict=True):
+    require_separable(tx, name)
+
+  def init(params):
+    return tuple(jax.tree.map(tx.init, params) for tx in optimizers)
+
+  def update(updates, states, params, choice, healthy, extra):
+    leaves, treedef = jax.tree.flatten(updates)
+    choices = treedef.flatten_up_to(choice)
+    params = treedef.flatten_up_to(params)
+    of_tree = {
+      name: treedef.flatten_up_to(extra[name])
+      for name in ("grad", "hessian_diagonal")
+      if name in extra
+    }
+    columns = [treedef.flatten_up_to(state) for state in states]
+    sound = healthy
+    for i, tx in enumerate(optimizers):
+      for k, leaf in enumerate(leaves):
+        own = {name: tree[k] for name, tree in of_tree.items()}
+        if "value" in extra:
+          own["value"] = extra["value"]
+        leaves[k], columns[i][k], sound = run_if(
+          healthy & (choices[k] == i),
+          _step(tx, params[k], own),
+          (leaf, columns[i][k], sound),
+        )
+    routed = treedef.unflatten(leaves)
+    routed = trees.select(healthy, routed, optax.tree.zeros_like(updates))
+    after = tuple(treedef.unflatten(column) for column in columns)
+    return routed, after, sound
+
+  return Team(init, update)
+
+
+def _step(tx, params, extra):
+  def work(carry):
+    gradient, old, sound = carry
+    # What does not depend on the carry is moved out of a loop by the compiler,
+    # to run on every step.
+    at, given = jax.lax.optimization_barrier((params, extra))
+    move, new = tx.update(gradient, old, at, **given)
+    ok, none = _is_finite(move), jnp.zeros_like(move)
+    move, new = trees.select(ok, (move, new), (none, old))
+    return move.astype(gradient.dtype), new, sound & ok
+
+  return work
+
+
+def _is_finite(tree) -> jax.Array:
+  sound = jnp.ones((), bool)
+  for leaf in jax.tree.leaves(tree):
+    sound = sound & jnp.isfinite(leaf).all()
+  return sound

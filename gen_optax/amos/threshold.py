@@ -1,0 +1,194 @@
+"""From the groups' Lipschitz parameters to the optimizer of each group.
+
+Optimizers are counted from 0, the one for the least stable curvature, to the
+last, which everything has until there is an observation: where L = 0.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gen_optax.amos.granularity import Granularity
+from gen_optax.oracle import trees
+from gen_optax.oracle.checks import is_known
+
+# Enough for an index of anything that one would combine.
+CHOICE = jnp.int8
+MOST_OPTIMIZERS = 127
+
+
+class Evidence(NamedTuple):
+  """What a threshold may look at.
+
+  Attributes:
+    lipschitz: L of each parameter.
+    gradient: the gradient, a tree like it.
+    diagonal: the curvature h.
+    groups: L of each group.
+    sizes: the number of parameters of each group.
+  """
+
+  lipschitz: Any
+  gradient: Any
+  diagonal: Any
+  groups: Any
+  sizes: Any
+
+
+def make_threshold(threshold, count: int):
+  """From what users write, see `amos_router`; raises `ValueError`.
+
+  Returns:
+    `choose(evidence, granularity)`: a tree of indices below `count`, like the
+    groups.
+  """
+  rate = newton_rate(threshold)
+  if rate is not None:
+    if count != 2:
+      raise ValueError(
+        'threshold="newton" decides between two optimizers, got '
+        f"{count}: give {count - 1} ascending cuts or quantiles."
+      )
+    return lambda seen, granularity: newton(seen, granularity, rate)
+  if isinstance(threshold, tuple) and threshold[:1] == ("quantile",):
+    shares = _numbers(threshold[1:], count, "quantile", 0, 1)
+    return lambda seen, granularity: by_cuts(
+      seen.groups, quantiles(seen.groups, seen.sizes, shares)
+    )
+  cuts = _numbers((threshold,), count, "cut", 0, np.inf)
+  return lambda seen, granularity: by_cuts(seen.groups, cuts)
+
+
+def newton_rate(threshold):
+  """The rate of Newton's step in "newton" or ("newton", rate), else None."""
+  if isinstance(threshold, str) and threshold == "newton":
+    return 1.0
+  if not (isinstance(threshold, tuple) and threshold[:1] == ("newton",)):
+    return None
+  rate = threshold[1] if len(threshold) == 2 else None
+  if rate is None or (is_known(rate) and not 0 < rate < 2):
+    raise ValueError(
+      'threshold=("newton", rate) takes the rate of the damped Newton step, in '
+      f"(0, 2), got {threshold!r}."
+    )
+  return rate
+
+
+def by_cuts(groups, cuts):
+  """Index N - 1 minus the number of cuts that L exceeds."""
+
+  def choose(x):
+    above = sum((x > cut.astype(x.dtype)).astype(CHOICE) for cut in cuts)
+    return (len(cuts) - above).astype(CHOICE)
+
+  return jax.tree.map(choose, groups)
+
+
+def newton(seen: Evidence, granularity: Granularity, rate):
+  r"""Eq. 8 without a division, for a Newton step of any rate.
+
+  .. math:: a^2 L |g| > 3 (2 - a) h^2
+
+  says that the step a g / h may raise the loss: a = 1 is the paper's. Where
+  g = 0 no step is taken, and the second optimizer keeps the parameter; where
+  h = 0 Newton's step has no length, and the first has it. Over a group both
+  sides are averaged, or with maxima the largest L meets the average of |g|.
+  """
+  # Both sides go with the square of the loss's scale, which must not overflow.
+  dtype = trees.scalar_dtype(seen.diagonal)
+  size = trees.largest(seen.diagonal, dtype)
+  size = jnp.where(size > 0, size, trees.largest(seen.gradient, dtype))
+  unit = 1 / jnp.where(size > 0, size, 1)
+  rate = jnp.asarray(rate, dtype)
+
+  def scaled(tree):
+    return jax.tree.map(lambda x: jnp.abs(x) * unit.astype(x.dtype), tree)
+
+  size_of_g = scaled(seen.gradient)
+  if granularity.by_maximum:
+    largest, mean = granularity.largest, granularity.mean
+    pairs = (largest(scaled(seen.lipschitz)), mean(size_of_g))
+    risk = jax.tree.map(jnp.multiply, *pairs)
+  else:
+    lip = scaled(seen.lipschitz)
+    risk = granularity.mean(jax.tree.map(jnp.multiply, lip, size_of_g))
+  squares = jax.tree.map(jnp.square, scaled(seen.diagonal))
+
+  def choose(risk, square):
+    a = rate.astype(risk.dtype)
+    first = a**2 * risk > 3 * (2 - a) * square
+    return jnp.where(first, 0, 1).astype(CHOICE)
+
+  return jax.tree.map(choose, risk, granularity.mean(squares))
+
+
+def quantiles(groups, sizes, shares) -> jax.Array:
+  """The smallest L with at least each of `shares` of all parameters below it.
+
+  "Below" counts ties. By bisection on the bits of a number that is not
+  negative, which are ordered as the numbers are: each step counts, so that
+  nothing is sorted, concatenated or gathered.
+
+  Args:
+    groups: L of each group, at least 0.
+    sizes: the number of parameters of each group.
+    shares: shape (k,), in [0, 1].
+
+  Returns:
+    Shape (k,); 0 where there are no parameters.
+  """
+  dtype = trees.scalar_dtype(groups)
+  bits = jnp.dtype(f"int{8 * dtype.itemsize}")
+  shares = jnp.stack([jnp.asarray(share, dtype) for share in shares])
+  infinity = jax.lax.bitcast_convert_type(jnp.asarray(jnp.inf, dtype), bits)
+
+  def share_below(cuts):
+    below, total = jnp.zeros_like(shares), jnp.zeros((), dtype)
+    for x, size in zip(
+      jax.tree.leaves(groups), jax.tree.leaves(sizes), strict=True
+    ):
+      weight = jnp.broadcast_to(size, x.shape).astype(dtype)
+      total = total + weight.sum()
+      count = lambda cut, x=x, weight=weight: jnp.sum(
+        jnp.where(x.astype(dtype) <= cut, weight, 0)
+      )
+      below = below + jnp.stack([count(cut) for cut in cuts])
+    return below / jnp.maximum(total, 1), total
+
+  def halve(_, ends):
+    low, high = ends
+    middle = low + (high - low) // 2
+    below, _ = share_below(jax.lax.bitcast_convert_type(middle, dtype))
+    enough = below >= shares
+    return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+
+  low = jnp.zeros(len(shares), bits)
+  ends = (low, jnp.full_like(low, infinity))
+  _, high = jax.lax.fori_loop(0, 8 * dtype.itemsize, halve, ends)
+  _, total = share_below(jnp.zeros_like(shares))
+  found = jax.lax.bitcast_convert_type(high, dtype)
+  return jnp.where(total > 0, found, 0)
+
+
+def _numbers(given, count: int, what: str, low, high) -> list[jax.Array]:
+  """N - 1 ascending numbers from a number or a sequence of them."""
+  numbers = given[0] if len(given) == 1 else None
+  if isinstance(numbers, Sequence) and not isinstance(numbers, str):
+    numbers = list(numbers)
+  elif numbers is not None and not isinstance(numbers, str):
+    numbers = [numbers] if jnp.ndim(numbers) == 0 else list(numbers)
+  right = isinstance(numbers, list) and len(numbers) == count - 1
+  known = [x for x in numbers or [] if is_known(x)] if right else []
+  right = right and all(
+    not isinstance(x, (str, bool)) and low <= x <= high for x in known
+  )
+  if not right or sorted(known) != known:
+    wanted = "a number" if count == 2 else f"{count - 1} ascending numbers"
+    raise ValueError(
+      f"threshold: {count} optimizers take {wanted} in [{low}, {high}] as "
+      f"{what}{'s' if count > 2 else ''}, got {given!r}."
+    )
+  return [jnp.asarray(x) for x in numbers]
