@@ -145,31 +145,33 @@ def quantiles(groups, sizes, shares) -> jax.Array:
   shares = jnp.stack([jnp.asarray(share, dtype) for share in shares])
   infinity = jax.lax.bitcast_convert_type(jnp.asarray(jnp.inf, dtype), bits)
 
-  def share_below(cuts):
-    below, total = jnp.zeros_like(shares), jnp.zeros((), dtype)
+  pairs = [
+    (x.astype(dtype), jnp.broadcast_to(size, x.shape).astype(dtype))
     for x, size in zip(
       jax.tree.leaves(groups), jax.tree.leaves(sizes), strict=True
-    ):
-      weight = jnp.broadcast_to(size, x.shape).astype(dtype)
-      total = total + weight.sum()
-      count = lambda cut, x=x, weight=weight: jnp.sum(
-        jnp.where(x.astype(dtype) <= cut, weight, 0)
-      )
-      below = below + jnp.stack([count(cut) for cut in cuts])
-    return below / jnp.maximum(total, 1), total
+    )
+  ]
+  total = sum((weight.sum() for _, weight in pairs), jnp.zeros((), dtype))
 
-  def halve(_, ends):
+  def share_below(cuts):
+    below = jnp.zeros_like(shares)
+    for x, weight in pairs:
+      beneath = x[None] <= cuts.reshape(-1, *[1] * x.ndim)
+      counted = jnp.where(beneath, weight[None], 0)
+      below = below + counted.sum(tuple(range(1, x.ndim + 1)))
+    return below / jnp.maximum(total, 1)
+
+  def halve(ends):
     low, high = ends
     middle = low + (high - low) // 2
-    below, _ = share_below(jax.lax.bitcast_convert_type(middle, dtype))
-    enough = below >= shares
+    enough = share_below(jax.lax.bitcast_convert_type(middle, dtype)) >= shares
     return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
   low = jnp.zeros(len(shares), bits)
   ends = (low, jnp.full_like(low, infinity))
-  _, high = jax.lax.fori_loop(0, 8 * dtype.itemsize, halve, ends)
-  _, total = share_below(jnp.zeros_like(shares))
-  found = jax.lax.bitcast_convert_type(high, dtype)
+  # A count of trips that the compiler knows would be unrolled.
+  ends = jax.lax.while_loop(lambda e: jnp.any(e[0] < e[1]), halve, ends)
+  found = jax.lax.bitcast_convert_type(ends[1], dtype)
   return jnp.where(total > 0, found, 0)
 
 

@@ -1,0 +1,327 @@
+"""AMOS behind, inside and around the rest of optax, and on meshes."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import running
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import gen_optax
+from gen_optax import amos
+from gen_optax.oracle import diagonal
+
+FEATURES = jax.random.normal(jax.random.key(0), (64, 8))
+TARGETS = jnp.tanh(FEATURES @ jnp.arange(1.0, 9.0)[:, None] / 8)
+
+
+def initial_params(dtype=jnp.float32):
+  keys = jax.random.split(jax.random.key(1), 2)
+  return {
+    "b": jnp.zeros(12, dtype),
+    "v": jax.random.normal(keys[0], (12, 1), dtype) / 3,
+    "w": jax.random.normal(keys[1], (8, 12), dtype) / 3,
+  }
+
+
+def loss_fn(params):
+  hidden = jnp.tanh(FEATURES @ params["w"] + params["b"])
+  return jnp.mean((hidden @ params["v"] - TARGETS) ** 2)
+
+
+def router(rate=0.3, **options):
+  pair = [optax.sgd(rate), amos.sophia(rate / 10)]
+  defaults = dict(threshold=("quantile", 0.3), every=3)
+  return gen_optax.amos_router(pair, **defaults | options)
+
+
+def train(tx, steps=20, params=None, value_fn=loss_fn):
+  start = initial_params() if params is None else params
+  return running.train(tx, value_fn, start, steps)
+
+
+def test_gen_behind_a_router_finds_the_rate():
+  tx = optax.chain(router(1.0), gen_optax.scale_by_gen())
+  losses, _, state = train(tx, 30)
+  assert jnp.all(jnp.isfinite(losses)) and losses[-1] < 0.1 * losses[0]
+  assert 0 < state[0].info.fractions[0] < 1
+  metrics = gen_optax.metrics(state)
+  assert {"gen/learning_rate", "amos_router/fractions"} <= set(metrics)
+
+
+def test_inside_and_around_optax():
+  plain, params, _ = train(router())
+  assert plain[-1] < 0.5 * plain[0]
+  make = lambda ema, cut: gen_optax.amos_router(
+    [optax.sgd(0.3), amos.sophia(0.03)], ema=ema, threshold=cut, every=3
+  )
+  injected = optax.inject_hyperparams(make)(ema=0.5, cut=0.1)
+  losses, _, state = train(injected, 8)
+  state.hyperparams["cut"] = jnp.float32(0.2)
+  np.testing.assert_allclose(losses, train(make(0.5, 0.1), 8)[0], rtol=1e-5)
+  optax.tree.map_params(router(), lambda p: p, router().init(params))
+  groups = {"x": router(), "y": optax.sgd(0.1)}
+  labels = {"w": "x", "b": "y", "v": "x"}
+  tx = gen_optax.with_full_params(optax.partition(groups, labels))
+  losses, _, _ = train(tx)
+  assert losses[-1] < 0.5 * losses[0]
+
+
+def test_frozen_states_map_like_parameters():
+  tx = router(states="frozen")
+  params = initial_params()
+  doubled = optax.tree.map_params(tx, lambda p: 2 * p + 1, tx.init(params))
+  assert jax.tree.all(
+    jax.tree.map(lambda x: jnp.all(x == 1), doubled.optimizers[1]["w"][1].mu)
+  )
+
+
+@functools.cache
+def reference_run():
+  return train(router(), 10)
+
+
+def test_jit_equals_eager():
+  """One step at a time, outside `jax.jit`, through two Hessian times."""
+  tx = router()
+  params = initial_params()
+  state = tx.init(params)
+  for _ in range(4):
+    value, grad = jax.value_and_grad(loss_fn)(params)
+    updates, state = tx.update(grad, state, params, value_fn=loss_fn)
+    params = optax.apply_updates(params, updates)
+  _, expected, last = train(tx, 4)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+  jax.tree.map(close, params, expected)
+  jax.tree.map(close, state.drift, last.drift)
+
+
+def test_a_checkpoint_in_the_middle_of_an_average_is_exact(tmp_path):
+  import orbax.checkpoint as ocp
+
+  tx = router()
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def step(params, state):
+    grad = jax.grad(loss_fn)(params)
+    updates, state = tx.update(grad, state, params, value_fn=loss_fn)
+    return optax.apply_updates(params, updates), state
+
+  params = initial_params()
+  carry = (params, tx.init(params))
+  for _ in range(5):  # Hessians at 0 and 3; the next at 6
+    carry = step(*carry)
+  assert 0 < carry[1].drift.weight < 0.2
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(tmp_path / "state", carry)
+    checkpointer.wait_until_finished()
+    target = jax.tree.map(jnp.zeros_like, carry)
+    restored = checkpointer.restore(tmp_path / "state", target)
+  for _ in range(6):
+    restored, carry = step(*restored), step(*carry)
+  jax.tree.map(np.testing.assert_array_equal, restored, carry)
+
+
+@pytest.mark.parametrize("states", ["run_all", "frozen"])
+def test_replicas_side_by_side_equal_separate_runs(x64, states):
+  starts = [
+    jax.tree.map(lambda p, k=k: p * (1 + 0.3 * k), initial_params(jnp.float64))
+    for k in range(3)
+  ]
+  run = jax.jit(lambda p: train(router(states=states), 8, p)[0])
+  separate = [run(start) for start in starts]
+  stacked = jax.tree.map(lambda *p: jnp.stack(p), *starts)
+  together = jax.jit(jax.vmap(run))(stacked)
+  np.testing.assert_allclose(together, jnp.stack(separate), rtol=1e-7)
+
+
+def test_replicas_with_seeds_of_their_own_differ():
+  run = lambda seed: train(router(seed=seed), 3)[2].drift.diagonal["w"]
+  found = jax.vmap(run)(jnp.arange(2))
+  assert jnp.any(found[0] != found[1])
+
+
+# --- what a call between Hessian times costs ---------------------------------
+
+
+@pytest.mark.parametrize("replicas", [None, 2])
+def test_other_calls_ask_and_draw_nothing(monkeypatch, replicas):
+  counted = {"loss": 0, "vector": 0}
+
+  def counter(kind):
+    def add(_):
+      counted[kind] += 1
+
+    return add
+
+  random_like = diagonal.trees.random_like
+
+  def counting(key, tree, sample):
+    v = random_like(key, tree, sample)
+    jax.debug.callback(counter("vector"), v["b"][0])
+    return v
+
+  monkeypatch.setattr(diagonal.trees, "random_like", counting)
+
+  def value_fn(params):
+    loss = loss_fn(params)
+    jax.debug.callback(counter("loss"), loss)
+    return loss
+
+  tx = router(every=4, samples=2)
+
+  def run(params):
+    def step(carry, _):
+      params, state = carry
+      grad = jax.grad(loss_fn)(params)
+      updates, state = tx.update(grad, state, params, value_fn=value_fn)
+      return (optax.apply_updates(params, updates), state), None
+
+    return jax.lax.scan(step, (params, tx.init(params)), length=9)[0]
+
+  params = initial_params()
+  if replicas:
+    run = jax.vmap(run)
+    params = jax.tree.map(lambda p: jnp.stack([p] * replicas), params)
+  jax.block_until_ready(jax.jit(run)(params))
+  jax.effects_barrier()
+  # Three Hessian times, two points, two probes.
+  assert counted["loss"] == 12 * (replicas or 1)
+  # A key that no replica owns may be drawn from once for all of them.
+  assert counted["vector"] in (12, 12 * (replicas or 1))
+
+
+@pytest.mark.parametrize("states", ["run_all", "frozen"])
+def test_nothing_of_a_hessian_time_leaves_its_loop(states):
+  """XLA moves what does not depend on a loop's carry in front of the loop."""
+  tx = router(states=states)
+  params = initial_params()
+
+  def step(params, state, grad):
+    return tx.update(grad, state, params, value_fn=loss_fn)
+
+  compiled = jax.jit(step).lower(params, tx.init(params), params).compile()
+  entry = re.search(r"^ENTRY .*?^}", compiled.as_text(), re.M | re.S)[0]
+  assert re.findall(r'op_name="([^"]*)"', entry)
+  moved = [
+    line
+    for line in entry.splitlines()
+    if re.search(r" (dot|convolution|custom-call)\(", line)
+    and "/while/body/" in line
+  ]
+  assert moved == []
+
+
+# --- shapes, dtypes and odd trees --------------------------------------------
+
+ODD_TREE = {
+  "number": jnp.ones(()),
+  "one": [jnp.ones((1,)), jnp.ones((1, 1))],
+  "none": None,
+  "no entry": (jnp.ones((0,)), jnp.ones((2, 0, 3))),
+  "odd": jnp.ones((3, 5)),
+}
+FORMS = {
+  "tensors": {},
+  "chunks": dict(granularity=("chunk", 4)),
+  "elements": dict(granularity="element", threshold="newton"),
+  "labels": dict(granularity=lambda p: jax.tree.map(lambda x: x.ndim, p)),
+  "frozen": dict(states="frozen", granularity="tensor_max"),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("params", [{}, ODD_TREE], ids=["empty", "odd"])
+def test_odd_trees(name, params):
+  loss = lambda p: sum(jnp.sum(x**4) for x in jax.tree.leaves(p)) + 0.0
+  tx = router(0.01, **dict(every=1) | FORMS[name])
+  updates, state = jax.eval_shape(tx.init, params), None
+  state = tx.init(params)
+  after = jax.eval_shape(
+    lambda p, s: tx.update(jax.grad(loss)(p), s, p, value_fn=loss),
+    params,
+    state,
+  )[1]
+  same = lambda a, b: a.shape == b.shape and a.dtype == b.dtype
+  assert jax.tree.all(jax.tree.map(same, state, after))
+  assert jax.tree.all(jax.tree.map(same, state, updates))
+  if name in ("chunks", "frozen"):
+    losses, params, state = train(tx, 3, params, loss)
+    for leaf in jax.tree.leaves((params, state)):
+      assert jnp.all(jnp.isfinite(leaf))
+
+
+def test_narrow_leaves_keep_their_dtype_and_the_state_is_wide():
+  params = initial_params(jnp.bfloat16) | {"b": jnp.zeros(12, jnp.float32)}
+  for states in ("run_all", "frozen"):
+    tx = gen_optax.amos_router([optax.sgd(0.1)] * 2, states=states)
+    updates, state = jax.eval_shape(
+      lambda p, tx=tx: tx.update(
+        jax.grad(loss_fn)(p), tx.init(p), p, value_fn=loss_fn
+      ),
+      params,
+    )
+    assert jax.tree.map(lambda x: x.dtype, updates) == jax.tree.map(
+      lambda x: x.dtype, params
+    )
+    for leaf in jax.tree.leaves(state.drift):
+      assert leaf.dtype in (jnp.float32, bool)
+
+
+# --- meshes ------------------------------------------------------------------
+
+
+def place_on(mesh, axis):
+  """Shards a leaf along `axis`, or its last, where four divide it."""
+
+  def place(leaf):
+    spec = [None] * leaf.ndim
+    at = min(axis, leaf.ndim - 1)
+    if leaf.shape[at] % 4 == 0:
+      spec[at] = "d"
+    return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
+
+  return place
+
+
+def local_loss(params):
+  """Coupled within a leaf, and local to each device of the second axis."""
+  return sum(
+    jnp.sum(jnp.cos(x) * x + x**4 / 9) for x in jax.tree.leaves(params)
+  )
+
+
+@functools.cache
+def on_one_device(name):
+  start = initial_params(jnp.float64)
+  return train(router(0.01, **FORMS[name]), 5, start, local_loss)[:2]
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("name", ["chunks", "elements", "frozen"])
+def test_on_a_mesh_equals_one_device(x64, name, axis_type):
+  mesh = jax.make_mesh((4,), ("d",), axis_types=(axis_type,))
+  tx = router(0.01, **FORMS[name])
+  with jax.set_mesh(mesh):
+    start = jax.tree.map(place_on(mesh, 1), initial_params(jnp.float64))
+    losses, params, _ = train(tx, 5, start, local_loss)
+  expected = on_one_device(name)
+  np.testing.assert_allclose(losses, expected[0], rtol=1e-10)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-10)
+  jax.tree.map(close, params, expected[1])
+
+
+@pytest.mark.parametrize("name", ["elements", "frozen"])
+def test_no_parameter_is_gathered(name):
+  mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+  tx = router(0.01, **FORMS[name])
+  with jax.set_mesh(mesh):
+    params = jax.tree.map(place_on(mesh, 1), initial_params())
+    state = tx.init(params)
+    step = lambda g, s, p: tx.update(g, s, p, value_fn=local_loss)
+    text = jax.jit(step).lower(params, state, params).compile().as_text()
+  assert "all-gather" not in text and "all-reduce" in text
