@@ -15,25 +15,21 @@ import gen_optax
 from gen_optax import amos
 from gen_optax.oracle import diagonal
 
-FEATURES = jax.random.normal(jax.random.key(0), (64, 8))
-TARGETS = jnp.tanh(FEATURES @ jnp.arange(1.0, 9.0)[:, None] / 8)
-
 
 def initial_params(dtype=jnp.float32):
-  keys = jax.random.split(jax.random.key(1), 2)
   return {
-    "b": jnp.zeros(12, dtype),
-    "v": jax.random.normal(keys[0], (12, 1), dtype) / 3,
-    "w": jax.random.normal(keys[1], (8, 12), dtype) / 3,
+    "b": jnp.linspace(-1.0, 1.0, 12).astype(dtype),
+    "w": jnp.linspace(-1.0, 1.5, 96).reshape(8, 12).astype(dtype),
   }
 
 
 def loss_fn(params):
-  hidden = jnp.tanh(FEATURES @ params["w"] + params["b"])
-  return jnp.mean((hidden @ params["v"] - TARGETS) ** 2)
+  """A quartic that couples the leaves: its curvature drifts everywhere."""
+  b, w = params["b"], params["w"]
+  return jnp.mean((w + b) ** 4) + jnp.mean(b**2)
 
 
-def router(rate=0.3, **options):
+def router(rate=0.1, **options):
   pair = [optax.sgd(rate), amos.sophia(rate / 10)]
   defaults = dict(threshold=("quantile", 0.3), every=3)
   return gen_optax.amos_router(pair, **defaults | options)
@@ -47,57 +43,51 @@ def train(tx, steps=20, params=None, value_fn=loss_fn):
 def test_gen_behind_a_router_finds_the_rate():
   tx = optax.chain(router(1.0), gen_optax.scale_by_gen())
   losses, _, state = train(tx, 30)
-  assert jnp.all(jnp.isfinite(losses)) and losses[-1] < 0.1 * losses[0]
+  assert jnp.all(jnp.isfinite(losses)) and losses[-1] < 0.2 * losses[0]
   assert 0 < state[0].info.fractions[0] < 1
   metrics = gen_optax.metrics(state)
   assert {"gen/learning_rate", "amos_router/fractions"} <= set(metrics)
 
 
 def test_inside_and_around_optax():
-  plain, params, _ = train(router())
-  assert plain[-1] < 0.5 * plain[0]
   make = lambda ema, cut: gen_optax.amos_router(
-    [optax.sgd(0.3), amos.sophia(0.03)], ema=ema, threshold=cut, every=3
+    [optax.sgd(0.1), amos.sophia(0.01)], ema=ema, threshold=cut, every=3
   )
   injected = optax.inject_hyperparams(make)(ema=0.5, cut=0.1)
   losses, _, state = train(injected, 8)
-  state.hyperparams["cut"] = jnp.float32(0.2)
+  assert set(state.hyperparams) == {"ema", "cut"}
   np.testing.assert_allclose(losses, train(make(0.5, 0.1), 8)[0], rtol=1e-5)
-  optax.tree.map_params(router(), lambda p: p, router().init(params))
   groups = {"x": router(), "y": optax.sgd(0.1)}
-  labels = {"w": "x", "b": "y", "v": "x"}
-  tx = gen_optax.with_full_params(optax.partition(groups, labels))
-  losses, _, _ = train(tx)
+  tx = optax.partition(groups, {"w": "x", "b": "y"})
+  losses, _, _ = train(gen_optax.with_full_params(tx))
   assert losses[-1] < 0.5 * losses[0]
 
 
-def test_frozen_states_map_like_parameters():
-  tx = router(states="frozen")
-  params = initial_params()
-  doubled = optax.tree.map_params(tx, lambda p: 2 * p + 1, tx.init(params))
-  assert jax.tree.all(
-    jax.tree.map(lambda x: jnp.all(x == 1), doubled.optimizers[1]["w"][1].mu)
-  )
-
-
-@functools.cache
-def reference_run():
-  return train(router(), 10)
+@pytest.mark.parametrize("states", ["run_all", "frozen"])
+def test_states_map_like_parameters(states):
+  tx = gen_optax.amos_router([optax.sgd(0.1), optax.adam(0.1)], states=states)
+  state = tx.init(initial_params())
+  mapped = optax.tree.map_params(tx, lambda p: p + 1, state)
+  assert jnp.all(mapped.drift.average["w"] == 1)
+  second = mapped.optimizers[1]
+  mu = second["w"][0].mu if states == "frozen" else second[0].mu["w"]
+  assert jnp.all(mu == 1) and mapped.count == 0
 
 
 def test_jit_equals_eager():
-  """One step at a time, outside `jax.jit`, through two Hessian times."""
-  tx = router()
+  """Outside `jax.jit`, through two Hessian times."""
+  tx = router(every=1)
   params = initial_params()
   state = tx.init(params)
-  for _ in range(4):
-    value, grad = jax.value_and_grad(loss_fn)(params)
+  for _ in range(2):
+    grad = jax.grad(loss_fn)(params)
     updates, state = tx.update(grad, state, params, value_fn=loss_fn)
     params = optax.apply_updates(params, updates)
-  _, expected, last = train(tx, 4)
+  _, expected, last = train(tx, 2)
   close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
   jax.tree.map(close, params, expected)
   jax.tree.map(close, state.drift, last.drift)
+  jax.tree.map(np.testing.assert_array_equal, state.choice, last.choice)
 
 
 def test_a_checkpoint_in_the_middle_of_an_average_is_exact(tmp_path):
@@ -128,21 +118,21 @@ def test_a_checkpoint_in_the_middle_of_an_average_is_exact(tmp_path):
 
 @pytest.mark.parametrize("states", ["run_all", "frozen"])
 def test_replicas_side_by_side_equal_separate_runs(x64, states):
-  starts = [
-    jax.tree.map(lambda p, k=k: p * (1 + 0.3 * k), initial_params(jnp.float64))
-    for k in range(3)
-  ]
-  run = jax.jit(lambda p: train(router(states=states), 8, p)[0])
-  separate = [run(start) for start in starts]
-  stacked = jax.tree.map(lambda *p: jnp.stack(p), *starts)
-  together = jax.jit(jax.vmap(run))(stacked)
-  np.testing.assert_allclose(together, jnp.stack(separate), rtol=1e-7)
+  """And have seeds of their own."""
+  start = initial_params(jnp.float64)
 
+  @jax.jit
+  def run(seed, factor):
+    params = jax.tree.map(lambda p: p * factor, start)
+    losses, _, state = train(router(states=states, seed=seed), 8, params)
+    return losses, state.drift.diagonal["w"]
 
-def test_replicas_with_seeds_of_their_own_differ():
-  run = lambda seed: train(router(seed=seed), 3)[2].drift.diagonal["w"]
-  found = jax.vmap(run)(jnp.arange(2))
-  assert jnp.any(found[0] != found[1])
+  seeds, factors = jnp.arange(3), jnp.array([1.0, 1.0, 1.3])
+  separate = [run(*pair) for pair in zip(seeds, factors, strict=True)]
+  together = jax.vmap(run)(seeds, factors)
+  for k, one in enumerate(separate):
+    np.testing.assert_allclose(together[0][k], one[0], rtol=1e-7)
+  assert jnp.any(together[1][0] != together[1][1])
 
 
 # --- what a call between Hessian times costs ---------------------------------
@@ -210,8 +200,7 @@ def test_nothing_of_a_hessian_time_leaves_its_loop(states):
   moved = [
     line
     for line in entry.splitlines()
-    if re.search(r" (dot|convolution|custom-call)\(", line)
-    and "/while/body/" in line
+    if re.search(r" (power|multiply|fusion)\(", line) and "/while/body/" in line
   ]
   assert moved == []
 
@@ -238,9 +227,9 @@ FORMS = {
 @pytest.mark.parametrize("params", [{}, ODD_TREE], ids=["empty", "odd"])
 def test_odd_trees(name, params):
   loss = lambda p: sum(jnp.sum(x**4) for x in jax.tree.leaves(p)) + 0.0
-  tx = router(0.01, **dict(every=1) | FORMS[name])
-  updates, state = jax.eval_shape(tx.init, params), None
-  state = tx.init(params)
+  options = dict(every=1, threshold=0.1) | FORMS[name]
+  tx = gen_optax.amos_router([optax.sgd(0.01), optax.adam(0.01)], **options)
+  abstract, state = jax.eval_shape(tx.init, params), tx.init(params)
   after = jax.eval_shape(
     lambda p, s: tx.update(jax.grad(loss)(p), s, p, value_fn=loss),
     params,
@@ -248,9 +237,9 @@ def test_odd_trees(name, params):
   )[1]
   same = lambda a, b: a.shape == b.shape and a.dtype == b.dtype
   assert jax.tree.all(jax.tree.map(same, state, after))
-  assert jax.tree.all(jax.tree.map(same, state, updates))
-  if name in ("chunks", "frozen"):
-    losses, params, state = train(tx, 3, params, loss)
+  assert jax.tree.all(jax.tree.map(same, state, abstract))
+  if name == "chunks":
+    _, params, state = train(tx, 3, params, loss)
     for leaf in jax.tree.leaves((params, state)):
       assert jnp.all(jnp.isfinite(leaf))
 
@@ -301,8 +290,14 @@ def on_one_device(name):
   return train(router(0.01, **FORMS[name]), 5, start, local_loss)[:2]
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("name", ["chunks", "elements", "frozen"])
+ON_MESHES = [
+  ("chunks", AxisType.Explicit),
+  ("elements", AxisType.Auto),
+  ("frozen", AxisType.Explicit),
+]
+
+
+@pytest.mark.parametrize("name, axis_type", ON_MESHES)
 def test_on_a_mesh_equals_one_device(x64, name, axis_type):
   mesh = jax.make_mesh((4,), ("d",), axis_types=(axis_type,))
   tx = router(0.01, **FORMS[name])

@@ -28,11 +28,13 @@ def run(tx, steps=8, params=START):
 def apart(tx):
   """`tx` as a program of its own: fused with others it rounds otherwise."""
 
-  def update(updates, state, params=None):
-    inputs = jax.lax.optimization_barrier((updates, state, params))
-    return jax.lax.optimization_barrier(tx.update(*inputs))
+  tx = optax.with_extra_args_support(tx)
 
-  return optax.GradientTransformation(tx.init, update)
+  def update(updates, state, params=None, **extra_args):
+    inputs = jax.lax.optimization_barrier((updates, state, params))
+    return jax.lax.optimization_barrier(tx.update(*inputs, **extra_args))
+
+  return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 @pytest.mark.parametrize(
@@ -52,8 +54,8 @@ def test_equal_optimizers_are_that_optimizer_exactly(states, granularity, make):
     every=2,
     states=states,
   )
-  _, params, state = run(tx)
-  _, alone, _ = run(make())
+  _, params, state = run(apart(tx))
+  _, alone, _ = run(apart(make()))
   assert 0 < state.info.fractions[2] < 1, "routed to more than one"
   jax.tree.map(np.testing.assert_array_equal, params, alone)
 

@@ -212,16 +212,18 @@ def amos_router(
       lambda group: jnp.full_like(group, last, dtype=thresholds.CHOICE),
       groups.mean(jax.tree.map(jnp.zeros_like, wide)),
     )
-    dtype, no = trees.scalar_dtype(params), jnp.zeros((), bool)
+    dtype = trees.scalar_dtype(params)
     none = jnp.zeros(len(QUANTILES), dtype)
+    # An array for each: a donated state must not hold one twice.
+    no = lambda: jnp.zeros((), bool)
     shares = _shares(wide, choice, groups, len(members), dtype)
     return AmosRouterState(
       count=jnp.zeros((), jnp.int32),
-      pending=no,
+      pending=no(),
       drift=no_drift(wide),
       choice=choice,
       optimizers=team.init(params),
-      info=AmosInfo(*shares, none, no, no, no),
+      info=AmosInfo(*shares, none, no(), no(), no()),
     )
 
   def update_fn(
