@@ -40,7 +40,18 @@ def elmo_lanczos(learning_rate: optax.ScalarOrSchedule = 1.0):
 
 
 ELMO = {"elmo_dense": gen_optax.elmo_dense, "elmo_lanczos": elmo_lanczos}
-READY_MADE = GEN | PSGD | ELMO
+SOPHIA = optax.contrib.sophia
+
+
+def amos_router(learning_rate: optax.ScalarOrSchedule = 0.01):
+  """The router at its defaults, which borrows optax's Sophia by its name."""
+  with mock.patch.object(optax.contrib, "sophia", SOPHIA):
+    pair = [optax.sgd(learning_rate), gen_optax.amos.sophia(learning_rate)]
+  return gen_optax.amos_router(pair)
+
+
+AMOS = {"amos_router": amos_router}
+READY_MADE = GEN | PSGD | ELMO | AMOS
 
 TARGETS = ("parabola", "rosenbrock", "matrix_parabola", "mixed_tensor_target")
 AXES = {
@@ -99,7 +110,7 @@ def test_the_suite_holds_the_checks_that_we_run():
   assert set(RAW) == set(AXES)
 
 
-# PSGD reads neither value nor gradient, and ELMO does not need the value.
+# PSGD and AMOS read neither value nor gradient, ELMO does not need the value.
 WAYS = [(name, False) for name in READY_MADE] + [(name, True) for name in GEN]
 
 

@@ -1,0 +1,210 @@
+"""AMOS on bad numbers and bad configurations."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import gen_optax
+from gen_optax import amos
+
+START = {"a": jnp.linspace(0.5, 1.5, 6).reshape(2, 3), "b": jnp.ones(2)}
+FORMS = {
+  "run_all": {},
+  "frozen": dict(states="frozen"),
+}
+forms = pytest.mark.parametrize("name", FORMS)
+
+
+def loss_fn(params, scale=1.0):
+  a, b = params["a"], params["b"]
+  return scale * (jnp.sum(a**4) + jnp.sum(b**2))
+
+
+def finite(tree):
+  return all(
+    bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(tree)
+  )
+
+
+@functools.cache
+def stage(name):
+  """A router and its compiled step; `scale` multiplies the loss."""
+  pair = [optax.sgd(0.01, momentum=0.9), amos.sophia(0.01)]
+  tx = gen_optax.amos_router(pair, every=2, threshold=3.0, **FORMS[name])
+
+  @jax.jit
+  def step(params, state, factor, scale):
+    value_fn = lambda p: loss_fn(p, scale)
+    gradient = jax.tree.map(lambda g: factor * g, jax.grad(loss_fn)(params))
+    updates, state = tx.update(gradient, state, params, value_fn=value_fn)
+    return optax.apply_updates(params, updates), updates, state
+
+  return tx, step
+
+
+def run(name, factors, scales=None, carry=None):
+  """What each step leaves, from the true gradient times each factor."""
+  tx, step = stage(name)
+  params, state = carry or (START, tx.init(START))
+  history = []
+  for factor, scale in zip(
+    factors, scales or [1.0] * len(factors), strict=True
+  ):
+    params, updates, state = step(params, state, factor, scale)
+    history.append((params, updates, state))
+  return history
+
+
+def assert_same(left, right):
+  jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+@forms
+def test_bad_gradients_are_withheld_and_forgotten(name):
+  for bad in (jnp.nan, jnp.inf, -jnp.inf):
+    for first in ([], [1.0, 1.0], [1.0, 1.0, 1.0]):
+      history = run(name, [*first, bad, 1.0, 1.0, 1.0])
+      assert finite(history), bad
+      _, updates, state = history[len(first)]
+      assert state.info.skipped and optax.tree.norm(updates) == 0
+      if first:
+        before = history[len(first) - 1][2]
+        assert_same(state.optimizers, before.optimizers)
+        assert_same(state.drift, before.drift)
+      # A Hessian time that was missed is made up for at the next call.
+      missed = len(first) % 2 == 0
+      assert state.info.rejected == missed
+      assert history[len(first) + 1][2].info.refreshed
+      _, updates, state = history[-1]
+      assert not state.info.skipped and optax.tree.norm(updates) > 1e-3
+
+
+@forms
+def test_a_bad_curvature_leaves_average_and_routing(name):
+  """The closure turns bad at a Hessian time while the gradient is sound."""
+  sound = run(name, [1.0] * 4)
+  for bad in (jnp.nan, jnp.inf):
+    for first in (0, 4):
+      carry = (sound[3][0], sound[3][2]) if first else None
+      history = run(name, [1.0] * 4, [bad, 1.0, 1.0, 1.0], carry)
+      assert finite(history)
+      _, updates, state = history[0]
+      assert state.info.rejected and not state.info.refreshed
+      assert not state.info.skipped and optax.tree.norm(updates) > 1e-3
+      if first:
+        assert_same(state.drift, sound[3][2].drift)
+        assert_same(state.choice, sound[3][2].choice)
+      refreshed = [bool(state.info.refreshed) for *_, state in history]
+      assert refreshed == [False, True, True, False], "made up for at once"
+
+
+@forms
+def test_absurd_gradients_leave_what_the_router_knows(name):
+  for factor in (1e20, -1e30, 1e-20, 0.0):
+    for *_, state in run(name, [1.0, 1.0, 1.0, factor]):
+      assert finite(state)
+  # The optimizers' own memory is guarded by a wrapper.
+  pair = [optax.adam(0.01), amos.sophia(0.01)]
+  tx = gen_optax.skip_implausible(gen_optax.amos_router(pair, **FORMS[name]))
+  update = jax.jit(functools.partial(tx.update, value_fn=loss_fn))
+  state = tx.init(START)
+  gradient = jax.grad(loss_fn)(START)
+  for factor in (1.0, 1e30, 1.0):
+    updates, state = update(optax.tree.scale(factor, gradient), state, START)
+    assert finite((updates, state))
+  assert 1e-3 < optax.tree.norm(updates) < 1
+
+
+def test_where_nothing_moves_there_is_no_observation():
+  """Steps of zero: a secant over no distance says nothing."""
+  pair = [optax.sgd(0.0), optax.sgd(0.0)]
+  tx = gen_optax.amos_router(pair, every=1, eps=1e-3, threshold=0.0)
+  update = jax.jit(functools.partial(tx.update, value_fn=loss_fn))
+  state = tx.init(START)
+  for _ in range(3):
+    _, state = update(jax.grad(loss_fn)(START), state, START)
+    assert state.drift.weight == 0 and state.info.fractions[1] == 1
+    assert finite(state) and state.info.refreshed
+
+
+WRONG = {
+  "curvature": ["exact", ("state", 3), ("field", "nu"), None],
+  "samples": [0, -1, 1.5],
+  "granularity": ["tensor", ("chunk", 0), ("chunk", 2.5), ("chunk",), None, {}],
+  "threshold": [
+    *("eq8", -1.0, float("nan"), None, (1.0, 2.0), (), True),
+    *(("quantile", 1.5), ("quantile", -0.1), ("quantile",)),
+    *(("newton", 0.0), ("newton", 2.0), ("newton",)),
+    *(("quantile", (0.1, 0.2)), ("quantile", "half")),
+  ],
+  "ema": [1.0, -0.1, float("nan")],
+  "bias_correction": [None, 1],
+  "every": [0, 2.5],
+  "states": ["thawed", None],
+  "eps": [-1e-9, float("inf"), float("nan")],
+  "optimizers": [
+    optax.sgd(0.1),
+    [optax.sgd(0.1)],
+    {},
+    [optax.sgd(0.1), 0.1],
+    [optax.sgd(0.1)] * 128,
+  ],
+}
+PAIR = [optax.sgd(0.1), optax.sgd(0.1)]
+
+
+@pytest.mark.parametrize(
+  "name, value", [(k, v) for k, values in WRONG.items() for v in values]
+)
+def test_a_wrong_option_is_named_when_the_router_is_built(name, value):
+  options = {"optimizers": PAIR} | {name: value}
+  with pytest.raises(ValueError, match=name):
+    gen_optax.amos_router(**options)
+
+
+def test_more_than_two_optimizers_need_as_many_cuts():
+  three = PAIR + PAIR[:1]
+  for wrong in ("newton", 1.0, (1.0,), (2.0, 1.0), (1.0, 2.0, 3.0)):
+    with pytest.raises(ValueError, match="2 ascending"):
+      gen_optax.amos_router(three, threshold=wrong)
+  with pytest.raises(ValueError, match=r"2 ascending.*\[0, 1\]"):
+    gen_optax.amos_router(three, threshold=("quantile", (0.6, 0.5)))
+  for right in ((1.0, 2.0), [0, 1], np.array([1.0, 1.0])):
+    gen_optax.amos_router(three, threshold=right)
+
+
+def test_missing_arguments_are_named():
+  tx = gen_optax.amos_router(PAIR)
+  state = tx.init(START)
+  with pytest.raises(ValueError, match="needs value_fn"):
+    tx.update(START, state, START)
+  with pytest.raises(ValueError, match="needs params"):
+    tx.update(START, state, value_fn=loss_fn)
+  tx = gen_optax.amos_router(PAIR, curvature="gauss_newton_bartlett")
+  with pytest.raises(ValueError, match="needs logits_fn"):
+    tx.update(START, state, START, value_fn=loss_fn)
+
+
+def test_leaves_that_are_not_real_are_refused():
+  for leaf in (jnp.zeros(2, jnp.complex64), jnp.zeros(2, jnp.int32)):
+    with pytest.raises(ValueError, match=r"amos_router.*\['x'\]"):
+      gen_optax.amos_router(PAIR).init({"x": leaf})
+
+
+def test_wrong_trees_are_named():
+  def update(**options):
+    tx = gen_optax.amos_router(PAIR, **options)
+    jax.eval_shape(
+      lambda p: tx.update(p, tx.init(p), p, value_fn=loss_fn), START
+    )
+
+  with pytest.raises(ValueError, match="curvature must have the tree"):
+    update(curvature=lambda point: point.params["a"])
+  with pytest.raises(ValueError, match="curvature must have the tree"):
+    update(curvature=lambda point: jax.tree.map(jnp.sum, point.params))
+  with pytest.raises(ValueError, match="granularity must be a tree of labels"):
+    update(granularity={"a": 1})
