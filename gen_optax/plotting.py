@@ -247,6 +247,92 @@ def plot_trajectories(
   return axes
 
 
+def plot_routing(
+  leaf_fractions,
+  names: Sequence[str],
+  *,
+  optimizer: int = 0,
+  steps=None,
+  axes=None,
+):
+  """Draws which leaf was with an optimizer of `amos_router`, and when.
+
+  A row for each leaf, from top to bottom, time from left to right; the darker,
+  the more of the leaf's parameters.
+
+  Args:
+    leaf_fractions: `state.info.leaf_fractions` of several calls, shape (times,
+      leaves, N); `jax.lax.scan` stacks them.
+    names: of the leaves, in the order of `jax.tree.leaves`; see `leaf_names`.
+    optimizer: index of the one to draw, by default the first, of first order.
+    steps: the step counts at these times, shape (times,), evenly spaced; by
+      default 0, 1, 2, ...
+    axes: matplotlib axes to draw on; by default those of a new figure.
+
+  Returns:
+    The axes.
+
+  Raises:
+    ImportError: matplotlib is missing.
+    ValueError: shapes do not fit.
+
+  >>> import numpy as np
+  >>> from gen_optax import plotting
+  >>> first = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 0.25]])
+  >>> axes = plotting.plot_routing(
+  ...   np.stack([first, 1 - first], -1), ["kernel", "bias"]
+  ... )
+  >>> [label.get_text() for label in axes.get_yticklabels()]
+  ['kernel', 'bias']
+  >>> plotting.close(axes)
+
+  What the AMOS of Alg. 2 decides, by tensors as in appendix K.
+  """
+  table = np.asarray(leaf_fractions, float)
+  if table.ndim != 3 or table.shape[1] != len(names):
+    raise ValueError(
+      f"leaf_fractions must have shape (times, {len(names)} names, N), got "
+      f"{table.shape}."
+    )
+  times = np.arange(len(table)) if steps is None else np.asarray(steps)
+  if len(times) != len(table):
+    raise ValueError(f"steps: got {len(times)} for {len(table)} times.")
+  axes = axes if axes is not None else _new_axes()[0]
+  width = times[1] - times[0] if len(times) > 1 else 1
+  image = axes.imshow(
+    table[:, :, optimizer].T,
+    cmap="Blues",
+    vmin=0,
+    vmax=1,
+    aspect="auto",
+    interpolation="nearest",
+    extent=(
+      times[0] - width / 2,
+      times[-1] + width / 2,
+      len(names) - 0.5,
+      -0.5,
+    ),
+  )
+  axes.set_yticks(range(len(names)), names, fontsize="x-small")
+  axes.set_xlabel("step")
+  bar = axes.figure.colorbar(image, ax=axes)
+  bar.set_label(f"part with optimizer {optimizer}")
+  return axes
+
+
+def leaf_names(tree) -> list[str]:
+  """What to call the leaves of a tree, in order: their paths.
+
+  >>> from gen_optax import plotting
+  >>> plotting.leaf_names({"dense": {"kernel": 0, "bias": 0}})
+  ['dense/bias', 'dense/kernel']
+  """
+  return [
+    jax.tree_util.keystr(path, simple=True, separator="/")
+    for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+  ]
+
+
 def close(axes) -> None:
   """Frees the figure that `axes` belongs to; notebooks keep figures alive.
 
