@@ -2,17 +2,18 @@
 
     python scripts/bench.py gen
     python scripts/bench.py psgd
+    python scripts/bench.py amos
     python scripts/bench.py all --quick
 
-Suites: `common/gen_costs.py`, `common/psgd_costs.py`.
+Suites: `common/gen_costs.py`, `common/psgd_costs.py`, `common/amos_costs.py`.
 """
 
 import argparse
 from pathlib import Path
 
-from common import gen_costs, psgd_costs, report
+from common import amos_costs, gen_costs, psgd_costs, report
 
-SUITES = {"gen": gen_costs, "psgd": psgd_costs}
+SUITES = {"gen": gen_costs, "psgd": psgd_costs, "amos": amos_costs}
 
 
 def parse_args():

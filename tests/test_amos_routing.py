@@ -180,7 +180,8 @@ def evidence_of(name, move=lambda tree: tree, seed=1, labels=None):
   trees = [move(tree_of(vector)) for vector in vectors]
   groups = make_granularity(labels or GRANULARITIES[name])
   by_group, sizes = groups.lipschitz(trees[0]), groups.sizes(trees[0])
-  return groups, thresholds.Evidence(*trees, by_group, sizes), vectors
+  evidence = thresholds.Evidence(*trees, by_group, sizes, None, None)
+  return groups, evidence, vectors
 
 
 @granularities
@@ -280,7 +281,7 @@ def test_eq_8_is_where_newtons_step_stops_to_pay():
     for factor, first in ((0.999, 1), (1.001, 0)):
       lip = {"x": jnp.array([factor * edge])}
       evidence = thresholds.Evidence(
-        lip, {"x": jnp.array([g])}, {"x": jnp.array([h])}, lip, None
+        lip, {"x": jnp.array([g])}, {"x": jnp.array([h])}, *[None] * 4
       )
       choice = thresholds.newton(evidence, groups, rate)
       assert choice["x"] == first, (rate, factor)
@@ -291,7 +292,7 @@ def test_eq_8_has_no_division():
 
   def choose(lip, gradient, diagonal, scale=1.0):
     trees = [{"x": jnp.array(x) * scale} for x in (lip, gradient, diagonal)]
-    evidence = thresholds.Evidence(*trees, None, None)
+    evidence = thresholds.Evidence(*trees, *[None] * 4)
     return list(map(int, thresholds.newton(evidence, groups, 1.0)["x"]))
 
   # No gradient: Newton. No curvature: first order. Neither: Newton.

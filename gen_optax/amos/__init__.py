@@ -6,3 +6,5 @@ from gen_optax.amos.paper import PAPER as PAPER
 from gen_optax.amos.paper import PAPER_NEWTON as PAPER_NEWTON
 from gen_optax.amos.sophia import given_diagonal as given_diagonal
 from gen_optax.amos.sophia import sophia as sophia
+from gen_optax.amos.threshold import Evidence as Evidence
+from gen_optax.amos.threshold import quantiles as quantiles

@@ -29,6 +29,8 @@ class Evidence(NamedTuple):
     diagonal: the curvature h.
     groups: L of each group.
     sizes: the number of parameters of each group.
+    key: a random key, another at each Hessian time.
+    count: the number of calls before this one.
   """
 
   lipschitz: Any
@@ -36,6 +38,8 @@ class Evidence(NamedTuple):
   diagonal: Any
   groups: Any
   sizes: Any
+  key: jax.Array
+  count: jax.Array
 
 
 def make_threshold(threshold, count: int):
@@ -45,6 +49,8 @@ def make_threshold(threshold, count: int):
     `choose(evidence, granularity)`: a tree of indices below `count`, like the
     groups.
   """
+  if callable(threshold):
+    return lambda seen, granularity: _indices(threshold(seen), seen, count)
   rate = newton_rate(threshold)
   if rate is not None:
     if count != 2:
@@ -60,6 +66,23 @@ def make_threshold(threshold, count: int):
     )
   cuts = _numbers((threshold,), count, "cut", 0, np.inf)
   return lambda seen, granularity: by_cuts(seen.groups, cuts)
+
+
+def _indices(chosen, seen: Evidence, count: int):
+  """What a function chose, in range, or an error if it fits no groups."""
+  same = jax.tree.structure(chosen) == jax.tree.structure(seen.groups)
+  if not same:
+    raise ValueError(
+      "threshold must return a tree of indices like the groups, "
+      f"{jax.tree.structure(seen.groups)}; got {jax.tree.structure(chosen)}."
+    )
+  return jax.tree.map(
+    lambda c, x: jnp.broadcast_to(jnp.clip(c, 0, count - 1), x.shape).astype(
+      CHOICE
+    ),
+    chosen,
+    seen.groups,
+  )
 
 
 def newton_rate(threshold):
@@ -169,7 +192,6 @@ def quantiles(groups, sizes, shares) -> jax.Array:
 
   low = jnp.zeros(len(shares), bits)
   ends = (low, jnp.full_like(low, infinity))
-  # A count of trips that the compiler knows would be unrolled.
   ends = jax.lax.while_loop(lambda e: jnp.any(e[0] < e[1]), halve, ends)
   found = jax.lax.bitcast_convert_type(ends[1], dtype)
   return jnp.where(total > 0, found, 0)

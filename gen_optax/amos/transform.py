@@ -132,7 +132,8 @@ def amos_router(
       L |g| rate^2 > 3 (2 - rate) h^2; for two optimizers. A number, or N - 1
       ascending ones: L above the highest goes to the first optimizer, up to the
       lowest to the last. ("quantile", q), or N - 1 ascending q in [0, 1]: cuts
-      below which that share of the parameters lies.
+      below which that share of the parameters lies. A function from
+      `gen_optax.amos.Evidence` to a tree of indices like its `groups`.
     ema: alpha, in [0, 1).
     bias_correction: whether L is divided by the sum of the weights in it.
     every: Hessian times are the calls 0, `every`, 2 `every`, ...
@@ -148,8 +149,8 @@ def amos_router(
       since a point that has not moved is no observation.
 
   Under `optax.inject_hyperparams` the numbers and `seed` may be injected; name
-  `samples`, and a `granularity` or `curvature` that is a function, in
-  `static_args`.
+  `samples`, and a `granularity`, `curvature` or `threshold` that is a function,
+  in `static_args`.
 
   Returns:
     A transformation from gradients to steps that are added. Its `update` takes
@@ -249,20 +250,19 @@ def amos_router(
         (widen(params), widen(updates), state.count, state.optimizers[last])
       )
       key = jax.random.fold_in(jax.random.PRNGKey(seed), _SALT)
+      key, rule_key = jax.random.split(jax.random.fold_in(key, count))
       ask = lambda where: source.at(
-        sources.CurvaturePoint(
-          where, jax.random.fold_in(key, count), value_fn, logits_fn
-        )
+        sources.CurvaturePoint(where, key, value_fn, logits_fn)
       )
       if source.field is None:
-        now, before = ask(at), ask(drift.params)
+        before, now = _at_both(ask, drift.params, at)
       else:
         now = sources.read_field(source.field, inner, at)
         before = drift.diagonal
       new = observe(drift, at, now, before, ema, eps)
       found = lipschitz(new, bias_correction)
       sound = _is_finite((now, new.average))
-      new_choice, quantiles = _route(gradient, new, found)
+      new_choice, quantiles = _route(gradient, new, found, rule_key, count)
       shares = _shares(at, new_choice, groups, len(members), dtype)
       new_info = AmosInfo(*shares, quantiles, sound, ~sound, info.skipped)
       old_info = info._replace(rejected=jnp.ones((), bool))
@@ -272,13 +272,13 @@ def amos_router(
         (drift, choice, old_info, jnp.ones((), bool)),
       )
 
-    def _route(gradient, drift, found):
+    def _route(gradient, drift, found, key, count):
       by_group = groups.lipschitz(found)
       sizes = groups.sizes(found)
-      choice = choose(
-        thresholds.Evidence(found, gradient, drift.diagonal, by_group, sizes),
-        groups,
+      seen = thresholds.Evidence(
+        *(found, gradient, drift.diagonal, by_group, sizes, key, count)
       )
+      choice = choose(seen, groups)
       choice = jax.tree.map(
         lambda c: jnp.where(drift.weight > 0, c, jnp.full_like(c, last)), choice
       )
@@ -310,6 +310,18 @@ def amos_router(
     )
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _at_both(ask, before, now):
+  """`ask` at two points, compiled once."""
+
+  def turn(carry, _):
+    here, there, _, last = carry
+    return (there, here, last, ask(here)), None
+
+  blank = optax.tree.zeros_like(now)
+  carry, _ = jax.lax.scan(turn, (before, now, blank, blank), length=2)
+  return carry[2:]
 
 
 def _shares(params, choice, groups, count, dtype):

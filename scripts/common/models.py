@@ -127,3 +127,36 @@ class CharTransformer(nn.Module):
       hidden = nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(x)))
       x = x + nn.Dense(self.width)(hidden)
     return nn.Dense(self.symbols)(nn.LayerNorm()(x))
+
+
+class GPT(nn.Module):
+  """nanoGPT's decoder: no biases, one matrix for embedding and output.
+
+  Initial weights are normal with deviation 0.02, those that write to the
+  residual stream over the root of the number of writes.
+  """
+
+  symbols: int
+  width: int
+  heads: int
+  blocks: int
+  length: int
+
+  @nn.compact
+  def __call__(self, tokens):
+    normal = nn.initializers.normal(0.02)
+    writes = nn.initializers.normal(0.02 / (2 * self.blocks) ** 0.5)
+    embed = nn.Embed(self.symbols, self.width, embedding_init=normal)
+    shape = (self.length, self.width)
+    position = self.param("position", normal, shape)
+    x = embed(tokens) + position[: tokens.shape[1]]
+    mask = nn.make_causal_mask(tokens[:1])
+    norm = lambda: nn.LayerNorm(use_bias=False)
+    for _ in range(self.blocks):
+      x = x + nn.MultiHeadDotProductAttention(
+        self.heads, use_bias=False, kernel_init=normal, out_kernel_init=writes
+      )(norm()(x), mask=mask)
+      hidden = nn.Dense(4 * self.width, use_bias=False, kernel_init=normal)
+      back = nn.Dense(self.width, use_bias=False, kernel_init=writes)
+      x = x + back(nn.gelu(hidden(norm()(x))))
+    return embed.attend(norm()(x))
