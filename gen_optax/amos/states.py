@@ -51,7 +51,7 @@ def run_all(
       return out.astype(updates.dtype)
 
     routed = jax.tree.map(pick, updates, choice, *moves)
-    sound = healthy & _is_finite(routed)
+    sound = healthy & trees.is_finite(routed)
     routed = trees.select(sound, routed, optax.tree.zeros_like(updates))
     return routed, trees.select(sound, tuple(after), states), sound
 
@@ -109,15 +109,8 @@ def _step(tx, params, extra):
     # to run on every step.
     at, given = jax.lax.optimization_barrier((params, extra))
     move, new = tx.update(gradient, old, at, **given)
-    ok, none = _is_finite(move), jnp.zeros_like(move)
+    ok, none = trees.is_finite(move), jnp.zeros_like(move)
     move, new = trees.select(ok, (move, new), (none, old))
     return move.astype(gradient.dtype), new, sound & ok
 
   return work
-
-
-def _is_finite(tree) -> jax.Array:
-  sound = jnp.ones((), bool)
-  for leaf in jax.tree.leaves(tree):
-    sound = sound & jnp.isfinite(leaf).all()
-  return sound

@@ -239,7 +239,7 @@ def amos_router(
     require("amos_router", params=params)
     sources.require_arguments(source, value_fn=value_fn, logits_fn=logits_fn)
     dtype = state.drift.weight.dtype
-    healthy = jnp.isfinite(trees.largest(updates, dtype))
+    healthy = trees.is_finite(updates)
     pending = state.pending | (state.count % every == 0)
 
     def look(carry):
@@ -261,7 +261,7 @@ def amos_router(
         before = drift.diagonal
       new = observe(drift, at, now, before, ema, eps)
       found = lipschitz(new, bias_correction)
-      sound = _is_finite((now, new.average))
+      sound = trees.is_finite((now, new.average))
       new_choice, quantiles = _route(gradient, new, found, rule_key, count)
       shares = _shares(at, new_choice, groups, len(members), dtype)
       new_info = AmosInfo(*shares, quantiles, sound, ~sound, info.skipped)
@@ -344,10 +344,6 @@ def _shares(params, choice, groups, count, dtype):
   total = sum(leaf.size for leaf in leaves)
   table = jnp.stack(rows) if rows else jnp.zeros((0, count), dtype)
   return owned / max(total, 1), table
-
-
-def _is_finite(tree) -> jax.Array:
-  return jnp.isfinite(trees.largest(tree, trees.scalar_dtype(tree)))
 
 
 def _members(optimizers):
