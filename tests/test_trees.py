@@ -1,4 +1,4 @@
-"""The tree operations that optax lacks."""
+"""The largest entry of a tree, and of bounds, which are compared by bits."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gen_optax.oracle import trees
+from gen_optax.psgd.preconditioner import largest_bound
 
 DTYPES = [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64]
 
@@ -24,9 +25,11 @@ DTYPES = [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64]
   ],
 )
 def test_largest(x64, dtype, numbers, largest):
+  expected = float(jnp.array(largest, dtype))
   tree = {"a": jnp.array(numbers, dtype), "b": jnp.zeros((2, 0), dtype)}
-  found = trees.largest(tree, jnp.float64)
-  np.testing.assert_array_equal(found, float(jnp.array(largest, dtype)))
-  batch = jax.tree.map(lambda x: jnp.stack([x, 0 * x]), tree)
-  found = jax.vmap(lambda t: trees.largest(t, jnp.float64))(batch)
-  np.testing.assert_array_equal(found[0], float(jnp.array(largest, dtype)))
+  bounds = jax.tree.map(jnp.abs, tree)
+  for fn, entries in ((trees.largest, tree), (largest_bound, bounds)):
+    np.testing.assert_array_equal(fn(entries, jnp.float64), expected)
+    batch = jax.tree.map(lambda x: jnp.stack([x, 0 * x]), entries)
+    found = jax.vmap(lambda t, fn=fn: fn(t, jnp.float64))(batch)
+    np.testing.assert_array_equal(found[0], expected)

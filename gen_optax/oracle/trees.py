@@ -58,15 +58,10 @@ def vdot(a, b, dtype) -> jax.Array:
 
 
 def largest(tree, dtype) -> jax.Array:
-  """max |x|; NaN where any entry is.
-
-  Floats without a sign are ordered as their bits are, NaN above all. On a CPU
-  XLA fuses and vectorizes the maximum of integers, and not that of floats.
-  """
+  """max |x|; NaN where any entry is."""
   out = jnp.zeros((), dtype)
   for x in jax.tree.leaves(tree):
-    bits = jnp.abs(x).view(f"int{8 * x.dtype.itemsize}")
-    out = jnp.maximum(out, bits.max(initial=0).view(x.dtype).astype(dtype))
+    out = jnp.maximum(out, jnp.abs(x).max(initial=0.0).astype(dtype))
   return out
 
 

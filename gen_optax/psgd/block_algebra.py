@@ -16,7 +16,12 @@ import jax.numpy as jnp
 from gen_optax.oracle import trees
 from gen_optax.psgd import partition as partitions
 from gen_optax.psgd.partition import Group
-from gen_optax.psgd.preconditioner import Normalizer, positive, spectral_norm
+from gen_optax.psgd.preconditioner import (
+  Normalizer,
+  largest_bound,
+  positive,
+  spectral_norm,
+)
 
 
 def identity(partition, leaf):
@@ -185,7 +190,7 @@ def bound_of(move: Move, normalizer: Normalizer, by_entry: bool):
 
 def same_for_all(bounds):
   """The largest bound of all leaves, for each of them."""
-  largest = trees.largest(bounds, trees.scalar_dtype(bounds))
+  largest = largest_bound(bounds, trees.scalar_dtype(bounds))
   return [[largest.astype(x.dtype) for x in leaf] for leaf in bounds]
 
 
