@@ -201,18 +201,19 @@ def scale_by_elmo(
     spectrum = no_spectrum(params, k)
     if dense and not lazy:
       spectrum = spectrum._replace(vectors=None)
-    column, no = jnp.zeros(k, dtype), jnp.zeros((), bool)
-    none, zero = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
+    # Each leaf is an array of its own: a caller may donate the state.
+    column, number = lambda: jnp.zeros(k, dtype), lambda: jnp.zeros((), dtype)
+    no, zero = lambda: jnp.zeros((), bool), lambda: jnp.zeros((), jnp.int32)
     sigma = 0.0 if fixed and not safeguarded else initial_sigma
     return ScaleByElmoState(
-      count=zero,
+      count=zero(),
       sigma=jnp.asarray(sigma, dtype),
       spectrum=spectrum,
-      known=no,
-      lipschitz=column,
+      known=no(),
+      lipschitz=column(),
       oracle=oracle.init(params, k),
       complement=None if complement is None else complement.init(params),
-      info=ElmoInfo(column, column, no, none, zero, zero),
+      info=ElmoInfo(column(), column(), no(), number(), zero(), zero()),
     )
 
   def _pairs(params) -> int:
