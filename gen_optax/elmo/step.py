@@ -106,9 +106,13 @@ def escapes(same, slopes, values, lipschitz, length, used) -> jax.Array:
 
 def predicted_change(same, moves, slopes, values, lipschitz) -> jax.Array:
   """The sum of `upper_model` over the eigenspaces; all shapes (k,)."""
-  reach = norm_in_space(same, moves)
-  cubic = values / 2 + lipschitz / 6 * reach
-  return jnp.sum(moves * (slopes + cubic * moves))
+  quadratic = jnp.sum(moves * (slopes + values / 2 * moves))
+  return quadratic + cubic_change(same, moves, lipschitz)
+
+
+def cubic_change(same, moves, lipschitz=1.0) -> jax.Array:
+  """The part of `predicted_change` that the Lipschitz parameters make."""
+  return jnp.sum(lipschitz / 6 * norm_in_space(same, moves) * moves**2)
 
 
 def decrease_ratio(before, after, predicted) -> jax.Array:

@@ -107,9 +107,9 @@ def scale_by_elmo(
 
   No oracle knows L over a whole step. So L = oracle + sigma, and each update
   tries its step: where the loss falls by less than a tenth of what the model
-  promises, sigma is doubled and the step taken anew; above nine tenths it is
-  halved. With the default oracle sigma is all there is, an adaptive cubic
-  regularisation that treats eigenspaces apart.
+  promises, sigma is raised, two- to eightfold, and the step tried anew; above
+  nine tenths it is halved. With the default oracle sigma is all there is: an
+  adaptive cubic regularisation that treats eigenspaces apart.
 
   On a ridge or a saddle, where negative curvature has no slope, the step has a
   length and no side: see `saddle_sign`.
@@ -138,8 +138,9 @@ def scale_by_elmo(
     initial_sigma: where sigma starts, positive.
     max_rejections: trials after the first, at least 0. Where all fail the
       update is zero and the larger sigma stays.
-    saddle_sign: "probe" evaluates both sides and takes the lower; "positive"
-      takes the side of a fixed random vector; "zero" stays.
+    saddle_sign: "probe" tries one side and, where that fails, the other in the
+      next trial; without safeguard it evaluates both and takes the lower.
+      "positive" takes the side of a fixed noise vector; "zero" stays.
     max_step: the largest norm of a step, positive. None: no limit.
     every: the eigenpairs, and what the oracle says, are computed on every
       `every`-th step.
@@ -278,7 +279,7 @@ def scale_by_elmo(
         local, value, trial, healthy, saddle_sign, max_step, max_rejections
       )
     else:
-      trial = _first_step(local, trial, healthy)
+      trial = trials.only(local, trial, healthy, saddle_sign, max_step)
     factor = trial.accepted.astype(dtype)
     move = trees.scale(local.move(trial.moves, trial.scale), factor)
     kept = None
@@ -381,31 +382,6 @@ def scale_by_elmo(
     return local._replace(
       other=other, other_size=size, other_change=change
     ), after
-
-  def _first_step(local, trial, healthy):
-    moves, escape, scale, _ = trials.propose(
-      local, trial.sigma, trial.scale, saddle_sign, max_step
-    )
-    spent = jnp.zeros((), jnp.int32)
-    if saddle_sign == "probe":
-
-      def look(carry):
-        moves, _ = carry
-        moves, _, spent = trials.evaluate(
-          local, moves, escape, scale, saddle_sign
-        )
-        return moves, spent
-
-      moves, spent = run_if(jnp.any(escape > 0), look, (moves, spent))
-    else:
-      moves = moves + escape
-    size = jnp.sum(jnp.abs(moves)) + jnp.abs(scale * local.other_size)
-    return trial._replace(
-      moves=moves,
-      scale=scale,
-      accepted=healthy & jnp.isfinite(size),
-      evaluations=trial.evaluations + spent,
-    )
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

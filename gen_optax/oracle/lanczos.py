@@ -13,8 +13,6 @@ import jax.numpy as jnp
 from gen_optax.oracle import trees
 from gen_optax.oracle.lazy import run_if
 
-# Mixed into the seed of the start, so that no stage draws the same numbers.
-_SALT = 0x1A2C
 # Where a product loses this much of its length, what is left is orthogonalised
 # again: its rounding has grown by the inverse.
 _CANCELLED = 1e-2
@@ -60,7 +58,7 @@ def extreme_eigenpairs(
   Each new vector is orthogonalised against all before it: without that, copies
   of eigenvalues that have converged come back. Once is enough, in float32 too,
   but where hardly anything of the vector is left. Where the space is
-  exhausted (the identity, low rank), the basis goes on from a random vector,
+  exhausted (the identity, low rank), the basis goes on from a noise vector,
   which also finds repeated eigenvalues.
 
   Args:
@@ -73,8 +71,7 @@ def extreme_eigenpairs(
       crowded. Clipped to the number of parameters, where the result is exact.
     start: a tree to start from, for a warm start the sum of the eigenvectors of
       a Hessian nearby; noise of a hundredth of its size is added, since it may
-      be blind to new directions. None, or zero or not finite: a fixed random
-      tree.
+      be blind to new directions. None, or zero or not finite: fixed noise.
 
   Returns:
     `Eigenpairs`. Drop those whose residual is large beside their eigenvalue.
@@ -96,10 +93,9 @@ def extreme_eigenpairs(
   """
   size = sum(leaf.size for leaf in jax.tree.leaves(like))
   top, bottom, order = basis_sizes(top, bottom, order, size)
-  key = jax.random.fold_in(jax.random.PRNGKey(0), _SALT)
   dtype = trees.scalar_dtype(like)
-  first = _start(key, like, start, dtype)
-  basis, alpha, beta = _tridiagonal(hvp, key, first, order, dtype)
+  first = _start(like, start, dtype)
+  basis, alpha, beta = _tridiagonal(hvp, first, order, dtype)
   ritz, weights = jnp.linalg.eigh(
     jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
   )
@@ -134,9 +130,9 @@ def basis_sizes(top, bottom, order, size) -> tuple[int, int, int]:
   return top, min(bottom, size - top), min(order, size)
 
 
-def _start(key, like, start, dtype):
+def _start(like, start, dtype):
   """A unit tree: `start` with a little noise, or noise alone."""
-  noise = trees.random_like(key, like)
+  noise = trees.noise_like(like, 0)
   noise = trees.scale(noise, 1 / _positive(trees.norm(noise, dtype)))
   if start is None:
     return noise
@@ -151,7 +147,7 @@ def _start(key, like, start, dtype):
   return trees.scale(mixed, 1 / _positive(trees.norm(mixed, dtype)))
 
 
-def _tridiagonal(hvp, key, first, order, dtype):
+def _tridiagonal(hvp, first, order, dtype):
   """`(Q, alpha, beta)` with Q'HQ = T; beta[-1] is the one that is cut off."""
   eps = jnp.finfo(dtype).eps
   basis = jax.tree.map(
@@ -186,8 +182,7 @@ def _tridiagonal(hvp, key, first, order, dtype):
     exhausted = length <= 4 * eps * size
 
     def again(x):
-      noise = trees.random_like(jax.random.fold_in(key, j), x)
-      x = trees.select(exhausted, noise, x)
+      x = trees.select(exhausted, trees.noise_like(x, j + 1), x)
       for _ in range(2):
         x = orthogonalise(basis, x)
         x = unit(x, jnp.sqrt(trees.vdot(x, x, dtype)))
