@@ -2,6 +2,7 @@
 
 import importlib
 
+from gen_optax import elmo as elmo
 from gen_optax import problems as problems
 from gen_optax import psgd as psgd
 from gen_optax.alias import gen_adam as gen_adam
@@ -12,6 +13,13 @@ from gen_optax.alias import gen_sgd as gen_sgd
 from gen_optax.alias import generalized_newton as generalized_newton
 from gen_optax.averaging import average_parameters as average_parameters
 from gen_optax.averaging import averaged_parameters as averaged_parameters
+from gen_optax.elmo.alias import elmo_dense as elmo_dense
+from gen_optax.elmo.alias import elmo_lanczos as elmo_lanczos
+from gen_optax.elmo.report import curvature_report as curvature_report
+from gen_optax.elmo.track import track_lipschitz as track_lipschitz
+from gen_optax.elmo.transform import ElmoInfo as ElmoInfo
+from gen_optax.elmo.transform import ScaleByElmoState as ScaleByElmoState
+from gen_optax.elmo.transform import scale_by_elmo as scale_by_elmo
 from gen_optax.gen.guard import skip_implausible as skip_implausible
 from gen_optax.gen.paper import ScaleByGenPaperState as ScaleByGenPaperState
 from gen_optax.gen.paper import scale_by_gen_paper as scale_by_gen_paper
@@ -23,7 +31,11 @@ from gen_optax.oracle.closures import check_value_fn as check_value_fn
 from gen_optax.oracle.closures import keep_extra_args as keep_extra_args
 from gen_optax.oracle.closures import rename_extra_args as rename_extra_args
 from gen_optax.oracle.closures import with_full_params as with_full_params
+from gen_optax.oracle.hessian import eigenvalue_gradient as eigenvalue_gradient
 from gen_optax.oracle.hessian import hvp as hvp
+from gen_optax.oracle.lanczos import Eigenpairs as Eigenpairs
+from gen_optax.oracle.lanczos import extreme_eigenpairs as extreme_eigenpairs
+from gen_optax.oracle.line import third_derivative as third_derivative
 from gen_optax.psgd.alias import psgd_butterfly as psgd_butterfly
 from gen_optax.psgd.alias import psgd_dense as psgd_dense
 from gen_optax.psgd.alias import psgd_diagonal as psgd_diagonal

@@ -32,7 +32,15 @@ def psgd_kron(learning_rate: optax.ScalarOrSchedule = 0.1):
 
 
 PSGD["psgd_kron"] = psgd_kron
-READY_MADE = GEN | PSGD
+
+
+def elmo_lanczos(learning_rate: optax.ScalarOrSchedule = 1.0):
+  """The same for the numbers of eigenvalues."""
+  return gen_optax.elmo_lanczos(learning_rate)
+
+
+ELMO = {"elmo_dense": gen_optax.elmo_dense, "elmo_lanczos": elmo_lanczos}
+READY_MADE = GEN | PSGD | ELMO
 
 TARGETS = ("parabola", "rosenbrock", "matrix_parabola", "mixed_tensor_target")
 AXES = {
@@ -63,21 +71,24 @@ RAW = {
 }
 
 
-def takes_objective(factory, hand_over_gradient=False):
+def takes_objective(factory, hand_over_gradient=False, compiled=False):
   """`factory` with the objective under optax's name for it.
 
   `hand_over_gradient` makes it our own copy of the suite: value and gradient
-  are passed as a training step passes them.
+  are passed as a training step passes them. `compiled` compiles the update
+  once, for a check that calls it outside `jax.jit` time and again.
   """
 
   @functools.wraps(factory)  # keeps the signature that injection inspects
   def wrapped(*args, **kwargs):
     tx = factory(*args, **kwargs)
+    compile_once = functools.partial(jax.jit, static_argnames="value_fn")
+    run = compile_once(tx.update) if compiled else tx.update
 
     def update(updates, state, params=None, *, obj_fn=None, **extra_args):
       if hand_over_gradient:
         extra_args.update(value=obj_fn(params), grad=updates)
-      return tx.update(updates, state, params, value_fn=obj_fn, **extra_args)
+      return run(updates, state, params, value_fn=obj_fn, **extra_args)
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
 
@@ -88,14 +99,15 @@ def test_the_suite_holds_the_checks_that_we_run():
   assert set(RAW) == set(AXES)
 
 
-# PSGD reads neither value nor gradient.
+# PSGD reads neither value nor gradient, and ELMO does not need the value.
 WAYS = [(name, False) for name in READY_MADE] + [(name, True) for name in GEN]
 
 
 @pytest.mark.parametrize("check", AXES)
 @pytest.mark.parametrize("name, hand_over_gradient", WAYS)
 def test_optax_suite(name, check, hand_over_gradient):
-  factory = takes_objective(READY_MADE[name], hand_over_gradient)
+  compiled = check == SCHEDULE
+  factory = takes_objective(READY_MADE[name], hand_over_gradient, compiled)
   case = common.ContribTest()
   case.setUp()
   ran = []

@@ -116,3 +116,42 @@ def exact_by_forward_mode(
     value_and_slope, (zero,), (jnp.ones_like(zero),)
   )
   return Slope(value, first, second)
+
+
+def third_derivative(
+  value_fn: ValueFn, params: optax.Params, direction: optax.Updates
+) -> jax.Array:
+  r"""The third derivative of the loss along a direction, D3f[u, u, u].
+
+  .. math:: \phi'''(0), \quad \phi(s) = L(w + s u)
+
+  By forward mode three times over: nothing is subtracted, and no activation is
+  kept. Zero where the loss is even along u, as on a symmetric saddle, and zero
+  almost everywhere in what a network computes by ReLU alone.
+
+  Args:
+    value_fn: the loss as a function of the parameters alone.
+    params: the point w.
+    direction: u, a tree like `params`; the result grows with its cube.
+
+  Returns:
+    A scalar in at least float32.
+
+  Cost: about six to eight forward passes, and their memory four times.
+
+  Example:
+
+    >>> import jax.numpy as jnp, gen_optax
+    >>> loss = lambda w: jnp.sum(w**3)
+    >>> print(gen_optax.third_derivative(loss, jnp.ones(2), jnp.ones(2)))
+    12.0
+  """
+
+  def phi(step):
+    return scalar_loss(value_fn, point(params, direction, step))
+
+  def derivative(fn):
+    return lambda step: jax.jvp(fn, (step,), (jnp.ones_like(step),))[1]
+
+  zero = jnp.zeros((), trees.scalar_dtype(params))
+  return derivative(derivative(derivative(phi)))(zero)

@@ -7,6 +7,8 @@ and they accumulate in at least float32, whatever the leaves hold.
 import jax
 import jax.numpy as jnp
 
+from gen_optax.oracle.lazy import run_if
+
 
 def is_float(leaf) -> bool:
   """Whether a leaf can be moved along a line: real or complex floating."""
@@ -63,6 +65,89 @@ def largest(tree, dtype) -> jax.Array:
   for x in jax.tree.leaves(tree):
     out = jnp.maximum(out, jnp.abs(x).max(initial=0.0).astype(dtype))
   return out
+
+
+def norm(tree, dtype) -> jax.Array:
+  """The global norm, of numbers too whose squares over- or underflow."""
+  out = jnp.sqrt(vdot(tree, tree, dtype))
+  info = jnp.finfo(dtype)
+  # Below, more than the last digit of a square may be lost.
+  smallest = float(info.tiny / info.eps) ** 0.5
+
+  def scaled(_):
+    size = largest(tree, dtype)
+    unit = scale(tree, 1 / jnp.where(size > 0, size, 1))
+    return size * jnp.sqrt(vdot(unit, unit, dtype))
+
+  return run_if(jnp.isinf(out) | (out < smallest), scaled, out)
+
+
+def random_like(key, tree, sample=jax.random.normal):
+  """A random tree like `tree` in at least float32, sharded as it is.
+
+  Each leaf has a key of its own, so that its numbers do not depend on how the
+  others are laid out.
+  """
+  leaves, treedef = jax.tree.flatten(tree)
+
+  def leaf_random(i, leaf):
+    return sample(
+      jax.random.fold_in(key, i),
+      leaf.shape,
+      at_least_float32(leaf.dtype),
+      out_sharding=explicit_sharding(leaf),
+    )
+
+  return treedef.unflatten([leaf_random(i, x) for i, x in enumerate(leaves)])
+
+
+def noise_like(tree, seed):
+  """Fixed noise in [-1, 1) for each entry, a hash of its place and the seed.
+
+  For vectors that only have to be generic: it compiles to a few integer
+  operations where a random key takes thousands, and is sharded as `tree` is.
+  `seed` may be traced.
+  """
+  leaves, treedef = jax.tree.flatten(tree)
+
+  def leaf_noise(i, leaf):
+    place, stride = jnp.zeros_like(leaf, jnp.uint32), 1
+    for axis in reversed(range(leaf.ndim)):
+      column = (leaf.shape[axis],) + (1,) * (leaf.ndim - 1 - axis)
+      steps = jnp.arange(leaf.shape[axis], dtype=jnp.uint32).reshape(column)
+      place += steps * jnp.uint32(stride % 2**32)
+      stride *= leaf.shape[axis]
+    salt = jnp.asarray(seed, jnp.uint32) * jnp.uint32(0x9E3779B1)
+    x = place + salt + jnp.uint32(0x85EBCA6B * i % 2**32)
+    # Every input bit reaches every output bit: shifts, and odd multipliers.
+    for shift, odd in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+      x = (x ^ (x >> shift)) * jnp.uint32(odd)
+    dtype = at_least_float32(leaf.dtype)
+    return x.astype(dtype) * 2.0**-31 - 1
+
+  return treedef.unflatten([leaf_noise(i, x) for i, x in enumerate(leaves)])
+
+
+def project(rows, x, like) -> jax.Array:
+  """The r inner products of rows with x over the whole tree.
+
+  `rows` has r rows of each leaf's shape; `like` has r entries along its first
+  axis and the dtype of the result.
+  """
+  total = jnp.zeros(len(like), like.dtype)
+  for a, b in zip(jax.tree.leaves(rows), jax.tree.leaves(x), strict=True):
+    total = total + contract(a, b).astype(like.dtype)
+  return total
+
+
+def combine(rows, weights):
+  """sum_k weights_k rows_k, for one r-vector or for each row of a matrix."""
+  return jax.tree.map(
+    lambda a: jnp.tensordot(
+      weights.astype(a.dtype), a, 1, precision=jax.lax.Precision.HIGHEST
+    ),
+    rows,
+  )
 
 
 def contract(rows, x) -> jax.Array:

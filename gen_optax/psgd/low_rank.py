@@ -120,15 +120,16 @@ def low_rank(
     y = jax.tree.map(jnp.multiply, state.d, widen(updates))
     if not len(state.vu):
       return jax.tree.map(jnp.multiply, state.d, y)
-    c, e = _project(state.v, y, state.vu), _project(state.u, y, state.vu)
+    c = trees.project(state.v, y, state.vu)
+    e = trees.project(state.u, y, state.vu)
     # Q'(y + U c), with U' of the bracket from its parts.
     e = e + state.uu @ c
     return jax.tree.map(
       lambda d, y, uc, ve: d * (y + uc + ve),
       state.d,
       y,
-      _combine(state.u, c),
-      _combine(state.v, e),
+      trees.combine(state.u, c),
+      trees.combine(state.v, e),
     )
 
   def rescale(state, factor):
@@ -148,13 +149,14 @@ def _update(state, vector, hvp, learning_rate, key, normalizer):
   forward, backward, ph, pv = s, w, s, w
   if r:
     inverse = jnp.linalg.inv(jnp.eye(r, dtype=dtype) + state.vu)
-    c = _project(state.v, s, state.vu)
-    e = inverse.T @ _project(state.u, w, state.vu)
-    va, ua = c + state.vu @ c, _project(state.u, s, state.vu) + state.uu @ c
-    vb, ub = _project(state.v, w, state.vu) - state.vv @ e, e
+    c = trees.project(state.v, s, state.vu)
+    e = inverse.T @ trees.project(state.u, w, state.vu)
+    va = c + state.vu @ c
+    ua = trees.project(state.u, s, state.vu) + state.uu @ c
+    vb, ub = trees.project(state.v, w, state.vu) - state.vv @ e, e
     # Both sums over the rows of U in one pass, and both over those of V.
-    in_u = _combine(state.u, jnp.stack([c, inverse @ vb]))
-    in_v = _combine(state.v, jnp.stack([e, ua]))
+    in_u = trees.combine(state.u, jnp.stack([c, inverse @ vb]))
+    in_v = trees.combine(state.v, jnp.stack([e, ua]))
     forward = jax.tree.map(lambda s, rows: s + rows[0], s, in_u)
     backward = jax.tree.map(lambda w, rows: w - rows[0], w, in_v)
     ph = jax.tree.map(lambda a, rows: a + rows[1], forward, in_v)
@@ -290,7 +292,7 @@ def _measure(state: LowRankState) -> LowRankState:
 
   def gram(rows, others):
     # Row by row of `others`: CPUs multiply flat matrices slowly.
-    column = lambda k: _project(
+    column = lambda k: trees.project(
       rows, jax.tree.map(lambda x: x[k], others), state.vu
     )
     return jax.lax.map(column, jnp.arange(len(state.vu))).T
@@ -306,7 +308,7 @@ def _replace_rows(rows, weights):
   """Row k <- sum_j weights_kj row_j for k = 0, 1, ..., one after the other."""
 
   def step(k, rows):
-    new = _combine(rows, weights[k])
+    new = trees.combine(rows, weights[k])
     return jax.tree.map(lambda x, row: x.at[k].set(row), rows, new)
 
   return jax.lax.fori_loop(0, len(weights), step, rows)
@@ -328,24 +330,6 @@ def _random_rows(key, params, r, width):
 
 def _ones(leaf):
   return jnp.ones_like(leaf, trees.at_least_float32(leaf.dtype))
-
-
-def _project(rows, x, like):
-  """The r inner products of rows with x over the whole tree."""
-  total = jnp.zeros(len(like), like.dtype)
-  for a, b in zip(jax.tree.leaves(rows), jax.tree.leaves(x), strict=True):
-    total = total + trees.contract(a, b).astype(like.dtype)
-  return total
-
-
-def _combine(rows, weights):
-  """sum_k weights_k rows_k, for one r-vector or for each row of a matrix."""
-  return jax.tree.map(
-    lambda a: jnp.tensordot(
-      weights.astype(a.dtype), a, 1, precision=jax.lax.Precision.HIGHEST
-    ),
-    rows,
-  )
 
 
 def _subtract_outer(rows, x, a, y, b):

@@ -20,22 +20,9 @@ Vector = Literal["normal", "rademacher"]
 
 
 def draw(key: jax.Array, params, kind: Vector):
-  """A random tree like the widened parameters, with E vv' = I.
-
-  Each leaf has a key of its own, so that its numbers do not depend on how the
-  others are laid out.
-  """
-  leaves, treedef = jax.tree.flatten(params)
-
-  def leaf_draw(i, leaf):
-    dtype = trees.at_least_float32(leaf.dtype)
-    leaf_key = jax.random.fold_in(key, i)
-    sample = jax.random.normal if kind == "normal" else jax.random.rademacher
-    return sample(
-      leaf_key, leaf.shape, dtype, out_sharding=trees.explicit_sharding(leaf)
-    )
-
-  return treedef.unflatten([leaf_draw(i, x) for i, x in enumerate(leaves)])
+  """A random tree like the widened parameters, with E vv' = I."""
+  sample = jax.random.normal if kind == "normal" else jax.random.rademacher
+  return trees.random_like(key, params, sample)
 
 
 def exact_product(value_fn, params, vector):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gen_optax.oracle import trees
-from gen_optax.oracle.checks import is_known
+from gen_optax.oracle.checks import is_known, require_real_leaves
 from gen_optax.oracle.closures import require
 from gen_optax.oracle.hessian import widen
 from gen_optax.oracle.lazy import run_if
@@ -173,7 +173,7 @@ def scale_by_psgd(
   )
 
   def init_fn(params):
-    _check_structure(params)
+    require_real_leaves("scale_by_psgd", params)
     dtype = trees.scalar_dtype(params)
     init_key, _ = _keys(seed)
     q = preconditioner.init(params, init_key)
@@ -266,7 +266,7 @@ def scale_by_psgd(
       direction = trees.scale(average, 1 / jnp.where(weight > 0, weight, 1))
 
     direction = preconditioner.apply(q, direction)
-    norm = _norm(direction, dtype)
+    norm = trees.norm(direction, dtype)
     healthy = healthy & jnp.isfinite(norm)
     factor = healthy.astype(dtype)
     if clip_norm is not None:
@@ -303,31 +303,8 @@ def _mix(decay, keep, average, x):
   return decay * keep * average + (1 - decay) * x.astype(average.dtype)
 
 
-def _norm(tree, dtype) -> jax.Array:
-  """The global norm, of numbers too whose squares overflow."""
-  norm = jnp.sqrt(trees.vdot(tree, tree, dtype))
-
-  def scaled(_):
-    size = trees.largest(tree, dtype)
-    unit = trees.scale(tree, 1 / size)
-    return size * jnp.sqrt(trees.vdot(unit, unit, dtype))
-
-  return run_if(jnp.isinf(norm), scaled, norm)
-
-
 def _count(tree) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def _check_structure(params):
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-      raise ValueError(
-        "scale_by_psgd preconditions real floating leaves; the parameters have "
-        f"{leaf.dtype} at {jax.tree_util.keystr(path)}. Split them by "
-        "optax.partition, complex ones by optax.contrib."
-        "split_real_and_imaginary."
-      )
 
 
 def _check(precond_learning_rate, probability, pairs, momentum):

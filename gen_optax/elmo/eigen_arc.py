@@ -1,0 +1,181 @@
+"""EigenARC: Lipschitz parameters by trial steps, one for each eigenspace."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gen_optax.elmo import step
+from gen_optax.elmo.lipschitz import LipschitzOracle
+from gen_optax.oracle import line, trees
+from gen_optax.oracle.checks import is_known
+
+
+class EigenArcState(NamedTuple):
+  """State of `eigen_arc`.
+
+  Attributes:
+    lipschitz: shape (k,), by the rank of the eigenvalue.
+  """
+
+  lipschitz: jax.Array
+
+
+def eigen_arc(
+  initial: float = 1.0,
+  *,
+  accept: float = 0.1,
+  relax: float = 0.9,
+  factor: float = 2.0,
+  max_raises: int = 30,
+  max_reductions: int = 30,
+  floor: float = 1e-8,
+) -> LipschitzOracle:
+  r"""The smallest Lipschitz parameters whose step keeps its promise.
+
+  With :math:`\rho(L)` the actual over the predicted decrease of the minmax step
+  with parameters L:
+
+  .. math::
+
+    \rho > \eta_2: &\quad L \leftarrow L / \gamma \\
+    \rho < \eta_1: &\quad L \leftarrow \gamma L
+      \text{ until } \rho(L) \ge \eta_1, \text{ then for each } i: \;
+      L_i \leftarrow L_i / \gamma \text{ while } \rho(L) \ge \eta_1
+
+  Algorithm 3 is corrected in what would keep it from working. Its line 8 raises
+  L while the ratio is *above* the bar, under a guard that says below: it never
+  runs, and L never rises. Its lines 12 to 15 lower an L that has no effect, of
+  an eigenspace without slope, for ever; here such an L stays, a reduction is
+  tested before it is kept, and both loops have caps. A ratio of nothing to
+  nothing, at a critical point, counts as 1.
+
+  An estimator along any optimizer's path by `track_lipschitz`, and an oracle of
+  ELMO by `lipschitz="eigen_arc"`. What it finds is the parameter that a trial
+  cannot refute, on powers of the factor: in a convex eigenspace, where the
+  quadratic term decides, that is often the floor.
+
+  Args:
+    initial: where every L starts, positive.
+    accept: the bar :math:`\eta_1` in (0, 1).
+    relax: the bar :math:`\eta_2` in [accept, 1).
+    factor: :math:`\gamma` > 1. (Appendix J's "gamma1 = gamma2 = 2" divides by
+      the second.)
+    max_raises: cap of the first loop, at least 0.
+    max_reductions: cap of the second, for each eigenspace, at least 0.
+    floor: the smallest L, positive.
+
+  Returns:
+    A `LipschitzOracle`. Each call costs one evaluation of the loss where L is
+    right, else one for each raise and reduction tried.
+
+  Raises:
+    ValueError: a number is out of its range.
+
+  Example:
+
+    >>> import gen_optax
+    >>> from gen_optax import elmo
+    >>> tx = gen_optax.elmo_dense(lipschitz=elmo.eigen_arc(initial=10.0))
+
+  References:
+    Algorithm 3, appendix J.
+  """
+  _check(initial, accept, relax, factor, max_raises, max_reductions, floor)
+
+  def init(params, k):
+    return EigenArcState(jnp.full(k, initial, trees.scalar_dtype(params)))
+
+  def estimate(spaces, state):
+    before = spaces.value
+    count = jnp.ones((), jnp.int32)
+    if before is None:
+      before = line.scalar_loss(spaces.value_fn, spaces.params)
+      count = count + 1
+    assess, matters = _assessment(spaces, before)
+    start = state.lipschitz
+    ratio = assess(start)
+    fails = ~(ratio >= accept)
+    raised, count = _raise(assess, start, fails, count)
+    lowered, count = _lower(assess, matters, raised, fails, count)
+    relaxed = jnp.maximum(start / factor, floor)
+    found = jnp.where(fails, lowered, jnp.where(ratio > relax, relaxed, start))
+    return found, EigenArcState(found), count
+
+  def _raise(assess, lip, pending, count):
+    def wanted(carry):
+      _, pending, tries, _ = carry
+      return pending & (tries < max_raises)
+
+    def body(carry):
+      lip, _, tries, count = carry
+      lip = factor * lip
+      return lip, ~(assess(lip) >= accept), tries + 1, count + 1
+
+    carry = (lip, pending, jnp.zeros((), jnp.int32), count)
+    lip, _, _, count = jax.lax.while_loop(wanted, body, carry)
+    return lip, count
+
+  def _lower(assess, matters, lip, pending, count):
+    def wanted(carry):
+      i, _, _, _ = carry
+      return pending & (i < len(lip))
+
+    def body(carry):
+      i, tries, lip, count = carry
+      trial = lip.at[i].divide(factor)
+      worth = matters[i] & (trial[i] >= floor) & (tries < max_reductions)
+      # Asked for nothing, a loop of one trip evaluates nothing.
+      kept, spent = jax.lax.while_loop(
+        lambda c: worth & (c[1] == 0),
+        lambda c: (assess(trial) >= accept, c[1] + 1),
+        (jnp.zeros((), bool), jnp.zeros((), jnp.int32)),
+      )
+      lip = jnp.where(kept, trial, lip)
+      i, tries = jnp.where(kept, i, i + 1), jnp.where(kept, tries + 1, 0)
+      return i, tries, lip, count + spent
+
+    zero = jnp.zeros((), jnp.int32)
+    _, _, lip, count = jax.lax.while_loop(
+      wanted, body, (zero, zero, lip, count)
+    )
+    return lip, count
+
+  return LipschitzOracle(init, estimate)
+
+
+def _assessment(spaces: step.Eigenspaces, before):
+  """The ratio as a function of L, and which entries of L it depends on."""
+  slopes, values, used = spaces.slopes, spaces.values, spaces.used
+  same = step.same_space(values, used)
+  length = trees.norm(spaces.gradient, values.dtype)
+
+  def assess(lipschitz):
+    lip = step.mean_in_space(same, lipschitz)
+    moves = step.coordinates(same, slopes, values, lip)
+    moves += step.escapes(same, slopes, values, lip, length, used)
+    predicted = -step.predicted_change(same, moves, slopes, values, lip)
+    move = trees.combine(spaces.vectors, moves)
+    after = step.loss_after(spaces.value_fn, spaces.params, move)
+    return step.decrease_ratio(before, after, predicted)
+
+  matters = used & ((step.norm_in_space(same, slopes) > 0) | (values < 0))
+  return assess, matters
+
+
+def _check(initial, accept, relax, factor, max_raises, max_reductions, floor):
+  for name, number in (("initial", initial), ("floor", floor)):
+    if is_known(number) and not 0 < number < float("inf"):
+      raise ValueError(f"{name} must be positive and finite, got {number!r}.")
+  if is_known(accept) and is_known(relax) and not 0 < accept <= relax < 1:
+    raise ValueError(
+      f"0 < accept <= relax < 1 must hold, got {accept!r} and {relax!r}."
+    )
+  if is_known(factor) and not 1 < factor < float("inf"):
+    raise ValueError(f"factor must be above 1 and finite, got {factor!r}.")
+  for name, cap in (
+    ("max_raises", max_raises),
+    ("max_reductions", max_reductions),
+  ):
+    if is_known(cap) and cap < 0:
+      raise ValueError(f"{name} must be at least 0, got {cap!r}.")

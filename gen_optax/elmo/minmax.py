@@ -1,0 +1,258 @@
+r"""The minmax step in one eigenspace, and what follows from it; all pure.
+
+An eigenspace is known by three numbers: the slope c = <v, g> of the loss along
+its unit eigenvector v, the eigenvalue, and the Lipschitz parameter L, which
+bounds how fast the eigenvalue changes. The loss along v then lies between the
+cubics `lower_model` and `upper_model`, and ELMO moves to the minimum of the
+upper one. Everything works elementwise on arrays that broadcast.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from gen_optax.oracle import trees
+
+
+def upper_model(
+  move: ArrayLike, slope: ArrayLike, eigenvalue: ArrayLike, lipschitz: ArrayLike
+) -> jax.Array:
+  r"""M(x), the largest change of the loss after a move x along v.
+
+  .. math:: M(x) = c x + \tfrac12 \lambda x^2 + \tfrac16 L |x|^3
+
+  Args:
+    move: x, signed, in units of the parameters.
+    slope: c = <v, g>, signed.
+    eigenvalue: the curvature along v.
+    lipschitz: L >= 0, how much the curvature changes over a unit move.
+
+  Returns:
+    M(x), negative where the loss must fall.
+
+  Example:
+
+    >>> from gen_optax import elmo
+    >>> print(f"{elmo.upper_model(-1.0, 1.0, 0.0, 2.0):.4f}")
+    -0.6667
+
+  References:
+    Eq. 3. The offset f and the matching of gradient and Hessian, which the
+    paper's definition of M as a maximum leaves out, are understood. Lemma 3.1
+    needs L enlarged by the rotation of the eigenvectors, which it does not say.
+  """
+  x, c, h, lip = _arrays(move, slope, eigenvalue, lipschitz)
+  return x * (c + x * (h / 2 + lip / 6 * jnp.abs(x)))
+
+
+def lower_model(
+  move: ArrayLike, slope: ArrayLike, eigenvalue: ArrayLike, lipschitz: ArrayLike
+) -> jax.Array:
+  r"""m(x), the smallest change of the loss after a move x along v.
+
+  .. math:: m(x) = c x + \tfrac12 \lambda x^2 - \tfrac16 L |x|^3
+
+  After the minmax step m / M lies in [1, 2] where the eigenvalue is positive
+  and in [2, 5] where it is negative (Lemma C.2, tight): no loss with these L
+  falls by more than five times the decrease that is certain.
+
+  Args:
+    move: x, signed, in units of the parameters.
+    slope: c = <v, g>, signed.
+    eigenvalue: the curvature along v.
+    lipschitz: L >= 0.
+
+  Returns:
+    m(x).
+
+  Example:
+
+    >>> from gen_optax import elmo
+    >>> print(f"{elmo.lower_model(-1.0, 1.0, 0.0, 2.0):.4f}")
+    -1.3333
+
+  References:
+    Eq. 4, Lemma C.2.
+  """
+  x, c, h, lip = _arrays(move, slope, eigenvalue, lipschitz)
+  return x * (c + x * (h / 2 - lip / 6 * jnp.abs(x)))
+
+
+def minmax_step(
+  slope: ArrayLike, eigenvalue: ArrayLike, lipschitz: ArrayLike
+) -> jax.Array:
+  r"""The length s of ELMO's step, taken downhill: the minimum of `upper_model`.
+
+  .. math::
+
+    s = \frac{\sqrt{\lambda^2 + 2 L |c|} - \lambda}{L}
+      = \frac{2 |c|}{\lambda + \sqrt{\lambda^2 + 2 L |c|}}
+
+  The first form cancels where the eigenvalue is positive, the second where it
+  is negative: in float32 either loses every digit once
+  :math:`2 L |c| < 10^{-7} \lambda^2`. So each sign takes the form that adds,
+  with the root by `hypot`, which neither over- nor underflows.
+
+  Newton's step :math:`|c| / \lambda` is the limit for L -> 0 in a convex
+  eigenspace. In a concave one the step is at least :math:`2 |\lambda| / L`,
+  which it takes with no slope at all; the direction is then anybody's choice.
+
+  Args:
+    slope: c = <v, g>; its sign does not matter.
+    eigenvalue: the curvature along v, of any sign.
+    lipschitz: L >= 0. At L = 0 the step is infinite, as it must be, where the
+      eigenvalue is negative or where it is zero and the slope is not.
+
+  Returns:
+    s >= 0; the move along v is -sign(c) s. Its derivative in the slope is taken
+    as zero at slope zero, where it does not exist.
+
+  Example:
+
+    >>> from gen_optax import elmo
+    >>> print(f"{elmo.minmax_step(1.0, 0.0, 2.0):.4f}")
+    1.0000
+
+  References:
+    Eq. 7, where "argmin" is meant for each component and the positive root for
+    eigenvectors signed such that c <= 0.
+  """
+  c, h, lip = _arrays(slope, eigenvalue, lipschitz)
+  flat = c == 0
+  a = jnp.where(flat, 1, jnp.abs(c))
+  reach = jnp.abs(h) + jnp.hypot(h, jnp.sqrt(2 * a) * jnp.sqrt(lip))
+  convex = h >= 0
+  # Each denominator is made harmless where the other branch is taken.
+  by_slope = 2 * a / jnp.where(convex, reach, 1)
+  by_curvature = reach / jnp.where(convex, 1, lip)
+  no_slope = jnp.where(convex, 0, 2 * jnp.abs(h) / jnp.where(convex, 1, lip))
+  return jnp.where(flat, no_slope, jnp.where(convex, by_slope, by_curvature))
+
+
+def minmax_preconditioner(
+  hessian: jax.Array, gradient: jax.Array, lipschitz: ArrayLike
+) -> jax.Array:
+  r"""The matrix whose product with the gradient is ELMO's step, negated.
+
+  .. math::
+
+    \Phi = 2 \Big(H + \sqrt{H^2 + 2 V\,\mathrm{diag}(L_i |c_i|)\,V'}\Big)^{-1}
+
+  Args:
+    hessian: H, shape (n, n); its symmetric part is used.
+    gradient: g, shape (n,).
+    lipschitz: L, a number or shape (n,), by ascending eigenvalue.
+
+  Returns:
+    Phi, shape (n, n), symmetric and positive. It is not finite where an
+    eigenvalue is at most zero and its slope is zero, at a saddle that is: there
+    no matrix gives ELMO's step (the Lemma does not say so).
+
+  Cost: one eigendecomposition.
+
+  Example:
+
+    >>> import jax.numpy as jnp
+    >>> from gen_optax import elmo
+    >>> hessian, gradient = jnp.diag(jnp.array([1.0, 0.0])), jnp.ones(2)
+    >>> step = elmo.minmax_preconditioner(hessian, gradient, 1.5) @ gradient
+    >>> print([f"{s:.4f}" for s in step])
+    ['0.6667', '1.1547']
+
+  References:
+    Lemma 3.2.
+  """
+  values, vectors = jnp.linalg.eigh((hessian + hessian.T) / 2)
+  slope = jnp.abs(vectors.T @ gradient)
+  lip = jnp.asarray(lipschitz, slope.dtype)
+  reach = jnp.abs(values) + jnp.hypot(values, jnp.sqrt(2 * lip * slope))
+  concave = reach / (lip * slope)
+  scale = jnp.where(values >= 0, 2 / reach, concave)
+  return (vectors * scale) @ vectors.T
+
+
+def newton_threshold(
+  slope: ArrayLike, eigenvalue: ArrayLike, learning_rate: ArrayLike = 1.0
+) -> jax.Array:
+  r"""The Lipschitz parameter from which Newton's step may raise the loss.
+
+  .. math::
+
+    L \ge \frac{3 (2 - \alpha)}{\alpha^2} \frac{\lambda^2}{|c|}
+    \quad \Leftrightarrow \quad M(-\alpha c / \lambda) \ge 0
+
+  At :math:`\alpha = 1` that is eq. 8, and the step's relative regret is
+  :math:`(\sqrt 7 - 1) / 2 = 0.823` there.
+
+  Args:
+    slope: c = <v, g>.
+    eigenvalue: the curvature along v. Where it is negative Newton's step
+      ascends whatever L is: the threshold is 0.
+    learning_rate: alpha in (0, 2), the damping of Newton's step.
+
+  Returns:
+    The threshold, at least 0; infinite where the slope is zero.
+
+  Example:
+
+    >>> from gen_optax import elmo
+    >>> print(elmo.newton_threshold(0.5, 2.0))
+    24.0
+
+  References:
+    Eq. 8; the damped form follows from eq. 3 in the same way.
+  """
+  c, h, rate = _arrays(slope, eigenvalue, learning_rate)
+  a = jnp.abs(c)
+  positive = jnp.maximum(h, 0)
+  ratio = positive * (positive / jnp.where(a > 0, a, 1))
+  return jnp.where(a > 0, 3 * (2 - rate) / rate**2 * ratio, jnp.inf)
+
+
+def step_regret(
+  move: ArrayLike, slope: ArrayLike, eigenvalue: ArrayLike, lipschitz: ArrayLike
+) -> jax.Array:
+  r"""How far a move is from ELMO's, in units of ELMO's.
+
+  .. math:: r = x / x^* - 1, \quad x^* = -\mathrm{sign}(c) s
+
+  The certain decrease falls short of ELMO's by
+  :math:`\tfrac12 R s^2 r^2 + \tfrac16 L s^3 r^3` for r >= -1, with R the root
+  in `minmax_step`. (Theorem 3.3 writes its second half with a wrong
+  coefficient and claims a bound from below that does not hold.)
+
+  Args:
+    move: x = <v, u>, what an optimizer's update u does along v.
+    slope: c = <v, g>.
+    eigenvalue: the curvature along v.
+    lipschitz: L >= 0.
+
+  Returns:
+    r: 0 is ELMO's move, -1 is none, -2 as far uphill. Where the slope is zero
+    ELMO's move has no sign, and r compares lengths; where it is zero too, r is
+    0 for no move and infinite for any.
+
+  Example:
+
+    >>> from gen_optax import elmo
+    >>> newton = -1.0 / 2.0
+    >>> print(f"{elmo.step_regret(newton, 1.0, 2.0, 12.0):.3f}")
+    0.823
+
+  References:
+    Notation 8; `relative_regret` is this for a whole update.
+  """
+  x, c, h, lip = _arrays(move, slope, eigenvalue, lipschitz)
+  step = minmax_step(c, h, lip)
+  along = jnp.where(c == 0, jnp.abs(x), -jnp.sign(c) * x)
+  nothing = jnp.where(along == 0, 0.0, jnp.inf).astype(x.dtype)
+  return jnp.where(step > 0, along / jnp.where(step > 0, step, 1) - 1, nothing)
+
+
+def _arrays(*numbers):
+  """The numbers as arrays of one real dtype, at least float32."""
+  dtype = jnp.result_type(*numbers)
+  if not jnp.issubdtype(dtype, jnp.floating):
+    dtype = jnp.result_type(float)
+  dtype = trees.at_least_float32(dtype)
+  return tuple(jnp.asarray(x, dtype) for x in numbers)

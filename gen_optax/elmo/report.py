@@ -1,0 +1,160 @@
+"""What the curvature of a loss says about the optimizer to use on it."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gen_optax.elmo import step
+from gen_optax.elmo.minmax import newton_threshold
+from gen_optax.elmo.oracles import Lipschitz, make_oracle
+from gen_optax.elmo.spectrum import extreme_spectrum, no_spectrum
+from gen_optax.oracle.closures import check_value_fn
+from gen_optax.oracle.hessian import widen
+from gen_optax.oracle.line import ValueFn, scalar_loss
+
+
+class CurvatureReport(NamedTuple):
+  """What `curvature_report` found; arrays have shape (k,).
+
+  Attributes:
+    eigenvalues: the largest descending, then the smallest ascending.
+    slopes: the gradient along their eigenvectors.
+    lipschitz: how fast each eigenvalue changes.
+    thresholds: eq. 8: from which Lipschitz parameter Newton's step may raise
+      the loss.
+    converged: which pairs may be read.
+    share: the part of the squared gradient that lies in the converged pairs.
+  """
+
+  eigenvalues: jax.Array
+  slopes: jax.Array
+  lipschitz: jax.Array
+  thresholds: jax.Array
+  converged: jax.Array
+  share: jax.Array
+
+  def convex(self) -> jax.Array:
+    """Which of the converged pairs are convex."""
+    return self.converged & (self.eigenvalues > 0)
+
+  def second_order_share(self) -> jax.Array:
+    """The part of the convex pairs in which Newton's step is safe."""
+    convex = self.convex()
+    safe = convex & (self.lipschitz < self.thresholds)
+    return safe.sum() / jnp.maximum(convex.sum(), 1)
+
+  def favours(self) -> str:
+    """The verdict of appendix L's rule.
+
+    Second-order methods are worth their price where the Lipschitz parameters of
+    the convex eigenspaces are small, that is below their thresholds.
+
+    Returns:
+      "second order" or "first order" where all convex pairs agree, "both" where
+      they do not, "neither" where no convex pair has converged.
+    """
+    if not bool(self.convex().any()):
+      return "neither"
+    share = float(self.second_order_share())
+    if share == 1.0:
+      return "second order"
+    return "first order" if share == 0.0 else "both"
+
+  def summary(self) -> str:
+    """A table of the pairs, and the verdict, as text."""
+    lines = [
+      f"{'eigenvalue':>12} {'slope':>10} {'lipschitz':>10} {'threshold':>10}"
+    ]
+    rows = zip(*(x.tolist() for x in self[:5]), strict=True)
+    for value, slope, lipschitz, threshold, converged in rows:
+      mark = "" if converged else "  not converged"
+      lines.append(
+        f"{value:12.4g} {slope:10.3g} {lipschitz:10.3g} {threshold:10.3g}{mark}"
+      )
+    inside, safe = 100 * float(self.share), 100 * self.second_order_share()
+    lines.append(
+      f"{inside:.1f} % of the squared gradient is in these; Newton's step is "
+      f"safe in {safe:.0f} % of the convex ones: {self.favours()}."
+    )
+    return "\n".join(lines)
+
+
+def curvature_report(
+  value_fn: ValueFn,
+  params: optax.Params,
+  *,
+  top: int = 5,
+  bottom: int = 5,
+  order: int | None = None,
+  lipschitz: Lipschitz = "gradient",
+) -> CurvatureReport:
+  r"""Extreme curvature, how fast it changes, and what follows for a choice.
+
+  .. math:: L_i < 3 \lambda_i^2 / |c_i| \quad (\lambda_i > 0)
+
+  is where Newton's step is certain to lower the loss. The paper's rule: where
+  the convex eigenspaces have small Lipschitz parameters, second-order methods
+  hold an advantage, else first-order ones do. The rule looks at the extreme
+  pairs alone, and at one point: the gradient's share in them, which is reported
+  too, is often below a hundredth, and then they decide little.
+
+  Args:
+    value_fn: the loss as a function of the parameters alone.
+    params: the parameters to look at.
+    top: how many of the largest eigenvalues.
+    bottom: how many of the smallest.
+    order: Lanczos products, see `extreme_eigenpairs`.
+    lipschitz: an oracle, as in `scale_by_elmo`.
+
+  Returns:
+    A `CurvatureReport`: arrays, with `summary()` as text.
+
+  Raises:
+    ValueError: `value_fn` is not one finite real scalar, or a count is wrong.
+
+  Cost: `order` Hessian-vector products and the oracle's, three products for
+  each pair by default. Compiled anew in each call.
+
+  Example:
+
+    >>> import jax.numpy as jnp, gen_optax
+    >>> loss = gen_optax.problems.rosenbrock().fn
+    >>> w = jnp.array([-1.2, 1.0])
+    >>> print(gen_optax.curvature_report(loss, w, top=1, bottom=1).favours())
+    second order
+
+  References:
+    Eq. 8, appendix L.
+  """
+  check_value_fn(value_fn, params)
+  params = widen(params)
+  oracle = make_oracle(lipschitz)
+
+  @jax.jit
+  def look(params):
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    value, gradient = jax.value_and_grad(lambda p: scalar_loss(value_fn, p))(
+      params
+    )
+    k = min(top + bottom, size)
+    found = extreme_spectrum(
+      value_fn, params, gradient, top, bottom, order, no_spectrum(params, k)
+    )
+    spaces = step.find_spaces(
+      *(value_fn, params, value, gradient),
+      *(found.values, found.vectors, found.used),
+    )
+    lip, _, _ = oracle.estimate(spaces, oracle.init(params, k))
+    square = jnp.maximum(optax.tree.norm(gradient, squared=True), 1e-38)
+    return CurvatureReport(
+      eigenvalues=found.values,
+      slopes=spaces.slopes,
+      lipschitz=lip,
+      thresholds=newton_threshold(spaces.slopes, found.values),
+      converged=found.used,
+      share=jnp.sum(spaces.slopes**2) / square,
+    )
+
+  return look(params)

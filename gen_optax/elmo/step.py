@@ -1,0 +1,137 @@
+r"""ELMO's step in the coordinates of given eigenvectors.
+
+A repeated eigenvalue leaves the basis of its eigenspace open, and the paper's
+step, taken for each basis vector by itself, depends on that basis: on the
+machine's decomposition. Here eigenvectors whose eigenvalues agree to rounding
+are one eigenspace. Its slope is the norm of the gradient's part in it, and the
+move goes straight down that part, which no basis can change:
+
+    a = |P g|,  s = minmax_step(a, eigenvalue, L),  move = -(s / a) P g
+
+For simple eigenvalues that is Algorithm 1.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gen_optax.elmo.minmax import minmax_step
+from gen_optax.oracle import line, trees
+
+# Eigenvalues closer than this many eps of the largest one are equal: between
+# them a decomposition mixes its vectors.
+_EQUAL = 100
+# A slope below this many eps of the gradient's norm has no reliable sign.
+_NO_SIGN = 16
+# Losses this many eps apart are equal: two compilations differ by as much.
+_SAME_LOSS = 8
+
+
+class Eigenspaces(NamedTuple):
+  """What is known of the loss around a point; what a Lipschitz oracle reads.
+
+  Attributes:
+    value_fn: the loss as a function of the parameters alone.
+    params: the point.
+    value: the loss there; None if nobody has evaluated it.
+    gradient: its gradient, a tree like the widened parameters.
+    values: k eigenvalues.
+    vectors: their orthonormal eigenvectors, k rows of each leaf's shape.
+    slopes: the k inner products of vectors and gradient.
+    used: which of the k are to be used; the others have not converged.
+  """
+
+  value_fn: line.ValueFn
+  params: Any
+  value: jax.Array | None
+  gradient: Any
+  values: jax.Array
+  vectors: Any
+  slopes: jax.Array
+  used: jax.Array
+
+
+def find_spaces(value_fn, params, value, gradient, values, vectors, used):
+  """`Eigenspaces` with the slopes computed."""
+  slopes = jnp.where(used, trees.project(vectors, gradient, values), 0)
+  return Eigenspaces(
+    value_fn, params, value, gradient, values, vectors, slopes, used
+  )
+
+
+def same_space(values: jax.Array, used: jax.Array) -> jax.Array:
+  """Which pairs of eigenvalues are equal to rounding, shape (k, k)."""
+  size = jnp.abs(jnp.where(used, values, 0)).max(initial=0)
+  near = _EQUAL * jnp.finfo(values.dtype).eps * size
+  equal = jnp.abs(values[:, None] - values) <= near
+  return (equal & used[:, None] & used) | jnp.eye(len(values), dtype=bool)
+
+
+def norm_in_space(same: jax.Array, x: jax.Array) -> jax.Array:
+  """The norm of each coordinate's whole eigenspace, shape (k,)."""
+  size = jnp.abs(x).max(initial=0)
+  unit = x / jnp.where(size > 0, size, 1)
+  return size * jnp.sqrt(same.astype(x.dtype) @ unit**2)
+
+
+def mean_in_space(same: jax.Array, x: jax.Array) -> jax.Array:
+  """One number for each eigenspace: what its coordinates have on average."""
+  weight = same.astype(x.dtype)
+  # x itself where it stands alone: rounding of a product could cost its sign.
+  return jnp.where(same.sum(1) == 1, x, weight @ x / weight.sum(1))
+
+
+def coordinates(same, slopes, values, lipschitz) -> jax.Array:
+  """The minmax move along each eigenvector, shape (k,)."""
+  a = norm_in_space(same, slopes)
+  down = -slopes / jnp.where(a > 0, a, 1)
+  step = jnp.where(a > 0, minmax_step(a, values, lipschitz), 0)
+  return jnp.where(slopes == 0, 0, step * down)
+
+
+def escapes(same, slopes, values, lipschitz, length, used) -> jax.Array:
+  r"""Moves along negative curvature that has no slope, shape (k,), >= 0.
+
+  There the minmax step is 2 |eigenvalue| / L to either side; the model falls by
+  2 |eigenvalue|^3 / (3 L^2). `length` is the norm of the gradient.
+  """
+  eps = jnp.finfo(values.dtype).eps
+  size = jnp.abs(jnp.where(used, values, 0)).max(initial=0)
+  level = norm_in_space(same, slopes) <= _NO_SIGN * eps * length
+  lost = used & level & (values < -_EQUAL * eps * size)
+  step = minmax_step(jnp.zeros_like(values), values, lipschitz)
+  return jnp.where(lost, step / jnp.sqrt(same.sum(1)).astype(step.dtype), 0)
+
+
+def predicted_change(same, moves, slopes, values, lipschitz) -> jax.Array:
+  """The sum of `upper_model` over the eigenspaces; all shapes (k,)."""
+  quadratic = jnp.sum(moves * (slopes + values / 2 * moves))
+  return quadratic + cubic_change(same, moves, lipschitz)
+
+
+def cubic_change(same, moves, lipschitz=1.0) -> jax.Array:
+  """The part of `predicted_change` that the Lipschitz parameters make."""
+  return jnp.sum(lipschitz / 6 * norm_in_space(same, moves) * moves**2)
+
+
+def decrease_ratio(before, after, predicted) -> jax.Array:
+  """Actual over predicted decrease, and what rounding leaves of it.
+
+  A predicted decrease that the loss cannot show counts as reached unless the
+  loss visibly rises. An `after` that is not finite gives -inf.
+  """
+  eps = jnp.finfo(before.dtype).eps
+  noise = _SAME_LOSS * eps * jnp.maximum(jnp.abs(before), jnp.abs(after))
+  actual = before - after
+  visible = predicted > noise
+  ratio = actual / jnp.where(visible, predicted, 1)
+  unseen = jnp.where(actual >= -noise, 1.0, -jnp.inf).astype(ratio.dtype)
+  ratio = jnp.where(visible, ratio, unseen)
+  return jnp.where(jnp.isfinite(after), ratio, -jnp.inf)
+
+
+def loss_after(value_fn, params, move) -> jax.Array:
+  """The loss at `params + move`."""
+  one = jnp.ones((), trees.scalar_dtype(params))
+  return line.scalar_loss(value_fn, line.point(params, move, one))

@@ -1,0 +1,136 @@
+"""Lipschitz parameters along any optimizer's path, without touching it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gen_optax.elmo import step
+from gen_optax.elmo.oracles import Lipschitz, make_oracle
+from gen_optax.elmo.spectrum import Spectrum, extreme_spectrum, no_spectrum
+from gen_optax.oracle import trees
+from gen_optax.oracle.checks import is_known, require_real_leaves
+from gen_optax.oracle.closures import require
+from gen_optax.oracle.hessian import widen
+from gen_optax.oracle.lanczos import basis_sizes
+from gen_optax.oracle.lazy import run_if
+
+
+class TrackLipschitzState(NamedTuple):
+  """State of `track_lipschitz`.
+
+  Attributes:
+    count: number of calls, int32.
+    spectrum: the extreme eigenpairs; see `Spectrum` for their order.
+    lipschitz: their Lipschitz parameters, shape (k,).
+    oracle: the oracle's state.
+    known: whether the last attempt gave finite numbers.
+  """
+
+  count: jax.Array
+  spectrum: Spectrum
+  lipschitz: jax.Array
+  oracle: Any
+  known: jax.Array
+
+
+def track_lipschitz(
+  lipschitz: Lipschitz = "eigen_arc",
+  *,
+  subspace: tuple[int, int] = (1, 1),
+  order: int | None = None,
+  every: int = 1,
+) -> optax.GradientTransformationExtraArgs:
+  """Estimates Lipschitz parameters along another optimizer's path.
+
+  The updates pass unchanged: what is learned stands in the state. By default
+  that is Algorithm 3, EigenARC, with the largest and the smallest eigenvalue,
+  as the paper's measurements use it.
+
+  Stands first in a chain, where the updates are the gradient of `value_fn`.
+
+  Args:
+    lipschitz: an oracle, as in `scale_by_elmo`.
+    subspace: (top, bottom), how many eigenvalues.
+    order: products for each Lanczos run, see `extreme_eigenpairs`.
+    every: estimates on every `every`-th step; the others cost nothing.
+
+  Returns:
+    A transformation that leaves its updates alone and whose `update` takes
+    `value_fn`. Its state is `TrackLipschitzState`.
+
+  Raises:
+    ValueError: on a wrong configuration, and on a missing argument, with the
+      line that mends the call.
+
+  Cost: on every `every`-th step `order` Hessian-vector products and what the
+  oracle costs.
+
+  Example:
+
+    >>> import jax, jax.numpy as jnp, optax, gen_optax
+    >>> loss = lambda w: w[0] ** 2 + w[1] ** 4 - w[1] ** 2
+    >>> tx = optax.chain(gen_optax.track_lipschitz("third"), optax.sgd(0.1))
+    >>> w = jnp.array([1.0, 0.25])
+    >>> _, state = tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)
+    >>> print([f"{x:.2f}" for x in state[0].lipschitz])
+    ['0.00', '6.00']
+
+  References:
+    Algorithm 3; appendices E and I.
+  """
+  oracle = make_oracle(lipschitz)
+  if not isinstance(subspace, tuple) or len(subspace) != 2:
+    raise ValueError(f"subspace must be a tuple (top, bottom), got {subspace}.")
+  basis_sizes(*subspace, order, 0)
+  if is_known(every) and (every != int(every) or every < 1):
+    raise ValueError(f"every must be an integer, at least 1, got {every!r}.")
+
+  def init_fn(params):
+    require_real_leaves("track_lipschitz", params)
+    params = widen(params)
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    top, bottom, _ = basis_sizes(*subspace, order, size)
+    k = top + bottom
+    return TrackLipschitzState(
+      count=jnp.zeros((), jnp.int32),
+      spectrum=no_spectrum(params, k),
+      lipschitz=jnp.zeros(k, trees.scalar_dtype(params)),
+      oracle=oracle.init(params, k),
+      known=jnp.zeros((), bool),
+    )
+
+  def update_fn(
+    updates, state, params=None, *, value_fn=None, value=None, **extra_args
+  ):
+    del extra_args
+    require("track_lipschitz", params=params, value_fn=value_fn)
+    if not sum(leaf.size for leaf in jax.tree.leaves(updates)):
+      return updates, state
+    dtype = state.lipschitz.dtype
+    value = value if trees.is_wide(params) else None
+
+    def look(state):
+      at, gradient, loss = jax.lax.optimization_barrier(
+        (widen(params), widen(updates), value)
+      )
+      new = extreme_spectrum(
+        value_fn, at, gradient, *subspace, order, state.spectrum
+      )
+      spaces = step.find_spaces(
+        value_fn, at, loss, gradient, new.values, new.vectors, new.used
+      )
+      found, inner, _ = oracle.estimate(spaces, state.oracle)
+      sound = jnp.isfinite(new.values).all() & jnp.isfinite(found).all()
+      following = state._replace(
+        spectrum=new, lipschitz=found.astype(dtype), oracle=inner
+      )
+      return trees.select(sound, following, state)._replace(known=sound)
+
+    due = (state.count % every == 0) | ~state.known
+    due = due & jnp.isfinite(trees.largest(updates, dtype))
+    state = run_if(due, look, state)
+    return updates, state._replace(count=optax.safe_increment(state.count))
+
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)

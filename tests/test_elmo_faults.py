@@ -1,0 +1,217 @@
+"""ELMO on bad numbers and bad configurations."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import gen_optax
+
+FORMS = {
+  "dense": {},
+  "lanczos": dict(subspace=(2, 1), order=6),
+  "adam outside": dict(subspace=(1, 1), order=6, complement=optax.adam(0.1)),
+  "drift, every third": dict(lipschitz="drift", every=3),
+  "unsafe": dict(lipschitz=2.0, safeguarded=False),
+}
+forms = pytest.mark.parametrize("name", FORMS)
+START = {"a": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "b": jnp.ones(2)}
+
+
+def quadratic(params, scale=1.0):
+  weights = {"a": jnp.arange(1.0, 7.0).reshape(2, 3), "b": jnp.ones(2)}
+  return scale * sum(jnp.sum(weights[k] * params[k] ** 2) / 2 for k in params)
+
+
+def finite(tree):
+  return all(
+    bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(tree)
+  )
+
+
+@functools.cache
+def stage(name):
+  """A stage and its compiled update; `scale` multiplies the loss."""
+  tx = gen_optax.scale_by_elmo(**FORMS[name])
+
+  @jax.jit
+  def update(gradient, state, scale):
+    value_fn = lambda p: quadratic(p, scale)
+    return tx.update(gradient, state, START, value_fn=value_fn)
+
+  return tx, update
+
+
+def run(name, factors, scale=1.0, state=None):
+  """Updates and states after each multiple of the true gradient."""
+  tx, update = stage(name)
+  state = tx.init(START) if state is None else state
+  history = []
+  for factor in factors:
+    true = jax.grad(quadratic)(START)
+    gradient = jax.tree.map(lambda g, k=factor: k * g, true)
+    updates, state = update(gradient, state, scale)
+    history.append((updates, state))
+  return history
+
+
+@forms
+def test_bad_gradients_are_withheld_and_forgotten(name):
+  for bad in (jnp.nan, jnp.inf, -jnp.inf):
+    for first in ([], [1.0, 1.0]):
+      history = run(name, [*first, bad, 1.0, 1.0])
+      assert finite(history), bad
+      updates, state = history[len(first)]
+      assert optax.tree.norm(updates) == 0 and not state.info.accepted
+      updates, state = history[-1]
+      assert state.info.accepted and optax.tree.norm(updates) > 0.1
+
+
+@forms
+def test_absurd_gradients_poison_nothing(name):
+  for bad in (1e20, -1e30, 1e-20, 0.0):
+    history = run(name, [1.0, bad] + [1.0] * 20)
+    assert finite(history), bad
+    if name != "unsafe":
+      before = optax.tree.norm(history[0][0])
+      assert optax.tree.norm(history[1][0]) <= 2 * before
+    updates, state = history[-1]
+    assert state.info.accepted and optax.tree.norm(updates) > 0.1
+  # The safeguard never moves to where the loss is higher.
+  for updates, _ in run(name, [1e20, -1.0]):
+    if name != "unsafe":
+      there = jax.tree.map(jnp.subtract, START, updates)
+      assert quadratic(there) <= quadratic(START) * (1 + 1e-6)
+
+
+@forms
+def test_a_bad_loss_is_withheld_and_forgotten(name):
+  """The closure turns bad, its Hessian with it, while the gradient is sound."""
+  for bad in (jnp.nan, jnp.inf):
+    for first in ([], [1.0]):
+      state = run(name, first)[-1][1] if first else None
+      ((updates, state),) = run(name, [1.0], bad, state)
+      if name == "drift, every third" and first:
+        assert not state.info.accepted  # the old pairs are sound, the loss not
+      assert optax.tree.norm(updates) == 0 and not state.info.accepted
+      assert finite(state)
+      updates, state = run(name, [1.0, 1.0], 1.0, state)[-1]
+      assert state.info.accepted and optax.tree.norm(updates) > 0.1
+
+
+@forms
+def test_a_flat_loss_moves_nothing(name):
+  history = run(name, [0.0, 0.0], 0.0)
+  assert finite(history)
+  assert all(optax.tree.norm(updates) == 0 for updates, _ in history)
+
+
+@pytest.mark.parametrize("name", ["dense", "lanczos"])
+def test_the_scale_of_the_loss_is_learned(name):
+  """Sigma starts at 1 and is right at any scale after a few dozen steps."""
+  for scale in (1e-15, 1e15):
+    updates, state = run(name, [scale] * 60, scale)[-1]
+    assert finite((updates, state)) and state.info.accepted
+    there = jax.tree.map(jnp.subtract, START, updates)
+    assert quadratic(there) < 0.5 * quadratic(START), scale
+
+
+def test_a_linear_loss_is_descended():
+  """No curvature, no third derivative: sigma has the last word."""
+  loss = lambda w: jnp.sum(w)
+  for options in ({}, dict(subspace=(1, 1))):
+    tx = gen_optax.scale_by_elmo(**options)
+    w = jnp.zeros(5)
+
+    @jax.jit
+    def step(w, state, tx=tx):
+      updates, state = tx.update(jnp.ones(5), state, w, value_fn=loss)
+      return w - updates, state
+
+    state = tx.init(w)
+    for _ in range(20):
+      w, state = step(w, state)
+    assert finite((w, state)) and loss(w) < -20
+
+
+def test_walls_are_not_crossed():
+  """Beyond the trust of the model the loss is not a number."""
+  loss = lambda w: -jnp.sum(jnp.log(w)) + 1e-2 * jnp.sum(w)
+  tx = gen_optax.elmo_dense(initial_sigma=1e-6)
+  w = jnp.array([30.0, 50.0])
+
+  @jax.jit
+  def step(w, state):
+    updates, state = tx.update(jax.grad(loss)(w), state, w, value_fn=loss)
+    return optax.apply_updates(w, updates), state
+
+  state = tx.init(w)
+  for _ in range(20):
+    w, state = step(w, state)
+  np.testing.assert_allclose(w, 100.0, rtol=1e-3)
+
+
+WRONG = {
+  "subspace": [3, (1,), [1, 2]],
+  "safeguarded": [None, 1],
+  "initial_sigma": [0.0, -1.0, float("inf"), float("nan")],
+  "max_rejections": [-1, 1.5],
+  "saddle_sign": ["negative", None],
+  "max_step": [0.0, -1.0],
+  "every": [0, 2.5],
+  "lipschitz": ["exact", -1.0, 0.0, float("nan")],
+  "order": [5],  # without a subspace
+  "complement": [optax.sgd(0.1)],
+}
+
+
+@pytest.mark.parametrize(
+  "name, value", [(k, v) for k, values in WRONG.items() for v in values]
+)
+def test_a_wrong_option_is_named_when_the_stage_is_built(name, value):
+  with pytest.raises(ValueError, match=name):
+    gen_optax.scale_by_elmo(**{name: value})
+
+
+@pytest.mark.parametrize(
+  "options, named",
+  [
+    (dict(subspace=(-1, 1)), "top"),
+    (dict(subspace=(1, 0.5)), "bottom"),
+    (dict(subspace=(0, 0)), "top and bottom"),
+    (dict(subspace=(3, 2), order=4), "order"),
+  ],
+)
+def test_wrong_counts_are_named_when_the_stage_is_built(options, named):
+  with pytest.raises(ValueError, match=named):
+    gen_optax.scale_by_elmo(**options)
+
+
+def test_too_many_parameters_for_the_dense_form():
+  tx = gen_optax.scale_by_elmo()
+  with pytest.raises(ValueError, match="at most 2000.*2001.*subspace"):
+    tx.init({"a": jnp.zeros(2000), "b": jnp.zeros(1)})
+  jax.eval_shape(tx.init, jnp.zeros(2000))
+  gen_optax.scale_by_elmo(subspace=(1, 1)).init(jnp.zeros(3000))
+
+
+def test_leaves_that_are_not_real_are_refused():
+  for leaf in (jnp.zeros(2, jnp.complex64), jnp.zeros(2, jnp.int32)):
+    for options in ({}, dict(subspace=(1, 1))):
+      with pytest.raises(ValueError, match=r"scale_by_elmo.*\['x'\]"):
+        gen_optax.scale_by_elmo(**options).init({"x": leaf})
+
+
+def test_missing_arguments_are_named():
+  w = jnp.ones(3)
+  for tx in (gen_optax.scale_by_elmo(), gen_optax.track_lipschitz()):
+    with pytest.raises(ValueError, match="needs value_fn"):
+      tx.update(w, tx.init(w), w)
+    with pytest.raises(ValueError, match="needs params"):
+      tx.update(w, tx.init(w), value_fn=jnp.sum)
+  with pytest.raises(ValueError, match="one real scalar"):
+    tx = gen_optax.scale_by_elmo()
+    tx.update(w, tx.init(w), w, value_fn=lambda w: w)
