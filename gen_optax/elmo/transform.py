@@ -137,7 +137,7 @@ def scale_by_elmo(
       have sigma stay as it starts, and still diverge.
     initial_sigma: where sigma starts, positive.
     max_rejections: trials after the first, at least 0. Where all fail the
-      update is zero and the larger sigma stays.
+      update is zero, and sigma has been doubled for each.
     saddle_sign: "probe" tries one side and, where that fails, the other in the
       next trial; without safeguard it evaluates both and takes the lower.
       "positive" takes the side of a fixed noise vector; "zero" stays.

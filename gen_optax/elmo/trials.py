@@ -178,7 +178,13 @@ def run(
     )
     return ~accepted & (rejections <= tries), following
 
-  return jax.lax.while_loop(lambda c: c[0], body, (pending, start))[1]
+  last = jax.lax.while_loop(lambda c: c[0], body, (pending, start))[1]
+  # Where nothing helped, the gradient may be to blame rather than the
+  # curvature: the next step must not start from all that was tried.
+  doubled = start.sigma * 2.0**last.rejections
+  failed = pending & ~last.accepted
+  sigma = jnp.where(failed, jnp.clip(doubled, floor, _CEILING), last.sigma)
+  return last._replace(sigma=sigma.astype(start.sigma.dtype))
 
 
 def only(local: Local, start: Trials, healthy, saddle_sign, max_step) -> Trials:
