@@ -302,12 +302,11 @@ def draw(tasks, methods, runs, path):
     1, len(tasks), figsize=(4 * len(tasks), 3.6), layout="constrained"
   )
   for task, axes in zip(tasks, panels, strict=True):
-    arrived = [runs[task.name, name] for name in methods]
-    lowest = min(run.loss for run in arrived if run.outcome == "arrives")
-    for k, name in enumerate(shown):
-      count, loss = np.transpose(runs[task.name, name].curve)
-      # Rosenbrock's local and global minima would mix in one panel.
-      above = np.maximum(loss - min(lowest, loss[-1]), 1e-17)
+    ends = {name: runs[task.name, name] for name in shown}
+    lowest = min(run.loss for run in ends.values() if run.outcome == "arrives")
+    for k, (name, run) in enumerate(ends.items()):
+      count, loss = np.transpose(run.curve)
+      above = np.maximum(loss - lowest, 1e-17)
       colour = [*plotting.COLOURS, "0.5"][k % (len(plotting.COLOURS) + 1)]
       axes.plot(count, above, label=name, c=colour)
     axes.set(yscale="log", xscale="log", title=task.name, xlim=(1, 1e3))

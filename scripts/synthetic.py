@@ -322,7 +322,7 @@ def draw(problem, races, records, steps: int, path: Path):
   figure, panels = plt.subplots(2, 2, figsize=(11, 8.4), layout="constrained")
   bases = [*BASES, *CURVED]
   colour = dict(zip(bases, [*plotting.COLOURS, "0.55"], strict=True))
-  colour["elmo"] = "black"
+  colour["elmo"] = "tab:brown"
   every_base = [*bases, "gen sgd", "elmo"]
   pairs = [form for base in bases for form in (base, f"gen {base}")]
   few = [

@@ -220,14 +220,16 @@ def test_good_steps_halve_sigma_down_to_a_floor(x64):
 
 def test_a_rejection_raises_sigma_to_what_would_have_foreseen_it(x64):
   """f = -x + s |x|^3 / 6 is its own model once sigma is s."""
-  for true, expected in ((6.0, 6.0), (2.2, None), (100.0, 8.0), (1e3, 8.0)):
+  for true, rejections, sigma in (
+    (2.2, 0, 1.0),  # not far enough from 1 to fail
+    (6.0, 1, 3.0),  # then exact, and halved
+    (100.0, 2, 64.0),  # eightfold at most
+    (1e3, 3, 512.0),
+  ):
     loss = lambda w, true=true: -w[0] + true / 6 * jnp.abs(w[0]) ** 3
-    _, state = first_move(loss, [0.0], max_rejections=0)
-    if expected is None:  # not far enough from 1 to fail
-      assert state.info.accepted
-    else:
-      assert not state.info.accepted
-      np.testing.assert_allclose(state.sigma, expected, rtol=1e-9)
+    _, state = first_move(loss, [0.0])
+    assert state.info.accepted and state.info.rejections == rejections
+    np.testing.assert_allclose(state.sigma, sigma, rtol=1e-9)
   # The smallest raise is a doubling, all of them inside one update.
   loss = lambda w: jnp.where(w[0] > 0.1, 1.0, -w[0])
   move, state = first_move(loss, [0.0])
@@ -254,7 +256,8 @@ def test_all_trials_rejected_give_no_update(x64, rejections):
   assert state.info.rejections == rejections + 1
   # One at the parameters, since no value was handed over.
   assert state.info.evaluations == rejections + 2
-  assert 2.0 ** (rejections + 1) <= state.sigma <= 8.0 ** (rejections + 1)
+  # Not eightfold: the fault may be the gradient's.
+  assert state.sigma == 2.0 ** (rejections + 1)
   assert state.info.ratio < 0
 
 

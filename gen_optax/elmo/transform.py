@@ -8,6 +8,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from gen_optax.elmo import step, trials
+from gen_optax.elmo.local import find_local, with_optimizer, with_rest
 from gen_optax.elmo.oracles import Lipschitz, is_constant, make_oracle
 from gen_optax.elmo.spectrum import (
   DENSE_LIMIT,
@@ -24,9 +25,6 @@ from gen_optax.oracle.lanczos import basis_sizes
 from gen_optax.oracle.lazy import run_if
 
 SaddleSign = Literal["probe", "positive", "zero"]
-
-# What is left of the gradient below this many eps of it is rounding.
-_NOTHING_LEFT = 16
 
 
 class ElmoInfo(NamedTuple):
@@ -137,7 +135,7 @@ def scale_by_elmo(
       have sigma stay as it starts, and still diverge.
     initial_sigma: where sigma starts, positive.
     max_rejections: trials after the first, at least 0. Where all fail the
-      update is zero and the larger sigma stays.
+      update is zero, and sigma has been doubled for each.
     saddle_sign: "probe" tries one side and, where that fails, the other in the
       next trial; without safeguard it evaluates both and takes the lower.
       "positive" takes the side of a fixed noise vector; "zero" stays.
@@ -270,9 +268,21 @@ def scale_by_elmo(
     healthy = healthy & is_complete
     evaluations = evaluations + spent
 
-    local, after_complement = _local(
-      gradient, state, params, value_fn, value, spectrum, lip, extra_args
+    local = find_local(
+      step.find_spaces(
+        *(value_fn, params, value, gradient),
+        *(spectrum.values, spectrum.vectors, spectrum.used),
+      ),
+      lip,
     )
+    after_complement = None
+    if complement is not None:
+      local, after_complement = with_optimizer(
+        local, spectrum.rest, complement, state.complement, extra_args
+      )
+    elif not dense:
+      own = jnp.max(jnp.asarray(lipschitz, dtype)) if fixed else 0
+      local = with_rest(local, spectrum.rest, own)
     trial = trials.no_trial(local, state.sigma, evaluations)
     if safeguarded:
       trial = trials.run(
@@ -335,87 +345,7 @@ def scale_by_elmo(
     )
     return (kept[0], sound, kept[1], kept[2]), spent
 
-  def _local(
-    gradient, state, params, value_fn, value, spectrum, lip, extra_args
-  ):
-    """The step's constants, and the complement's state after it."""
-    dtype = state.sigma.dtype
-    spaces = step.find_spaces(
-      *(value_fn, params, value, gradient),
-      *(spectrum.values, spectrum.vectors, spectrum.used),
-    )
-    length = trees.norm(gradient, dtype)
-    zero = jnp.zeros((), dtype)
-    local = trials.Local(
-      spaces=spaces,
-      same=step.same_space(spaces.values, spaces.used),
-      slopes=spaces.slopes,
-      values=jnp.where(spaces.used, spaces.values, 0),
-      lipschitz=lip,
-      used=spaces.used,
-      rest=None,
-      other=None,
-      other_size=zero,
-      other_change=None,
-      length=length,
-    )
-    if dense:
-      return local, None
-    left = _project_out(spaces, gradient)
-    if complement is None:
-      return _with_rest(local, left, spectrum.rest, lipschitz, fixed), None
-    extra_args = dict(extra_args, grad=left, value_fn=value_fn)
-    if value is not None:
-      extra_args["value"] = value
-    other, after = complement.update(
-      left, state.complement, params, **extra_args
-    )
-    # Momentum remembers eigenvectors of other days.
-    other = _project_out(spaces, widen(other))
-    size = trees.norm(other, dtype)
-    slope = trees.vdot(gradient, other, dtype)
-
-    def change(scale):
-      # The rest bends by at most `rest`.
-      return scale * (slope + scale * spectrum.rest / 2 * size**2)
-
-    return local._replace(
-      other=other, other_size=size, other_change=change
-    ), after
-
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _with_rest(local, left, bend, lipschitz, fixed):
-  """The rest of the space as one more eigenspace, straight down the slope."""
-  dtype = local.values.dtype
-  size = trees.norm(left, dtype)
-  nothing = size <= _NOTHING_LEFT * jnp.finfo(dtype).eps * local.length
-  unit = jnp.where(nothing, 0, 1 / jnp.where(nothing, 1, size))
-  size = jnp.where(nothing, 0, size)
-  k = len(local.values)
-  same = jnp.zeros((k + 1, k + 1), bool).at[:k, :k].set(local.same)
-  own = jnp.asarray(lipschitz, dtype).max() if fixed else 0
-  append = lambda x, last: jnp.append(x, jnp.asarray(last, x.dtype))
-  return local._replace(
-    same=same.at[k, k].set(True),
-    slopes=append(local.slopes, size),
-    values=append(local.values, bend),
-    lipschitz=append(local.lipschitz, own),
-    used=append(local.used, True),
-    rest=trees.scale(left, unit),
-  )
-
-
-def _project_out(spaces, tree):
-  """`tree` without its part in the eigenspaces that are used."""
-  inside = trees.project(spaces.vectors, tree, spaces.values)
-  inside = jnp.where(spaces.used, inside, 0)
-  return jax.tree.map(
-    lambda x, v: x - v.astype(x.dtype),
-    tree,
-    trees.combine(spaces.vectors, inside),
-  )
 
 
 def _one_vector(tree):

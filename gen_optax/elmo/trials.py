@@ -1,12 +1,12 @@
 """ELMO's trials: a step, what it promises, and whether the loss keeps it."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gen_optax.elmo import step
-from gen_optax.oracle import trees
+from gen_optax.elmo.local import Local
 from gen_optax.oracle.lazy import run_if
 
 # A trial is accepted from this ratio of actual to predicted decrease on, and
@@ -21,49 +21,6 @@ MOST_RAISE = 8
 # Sigma's range; the floor is in units of the largest |eigenvalue|.
 _FLOOR = 1e-8
 _CEILING = 1e30
-
-
-class Local(NamedTuple):
-  """Everything about this step that the trials do not change.
-
-  Attributes:
-    spaces: the eigenspaces.
-    same: which coordinates belong to one eigenspace, shape (m, m). m is k, or
-      k + 1 where the rest of the space is one more eigenspace.
-    slopes, values, lipschitz, used: shape (m,); lipschitz is without sigma.
-    rest: the unit vector of the rest, or None.
-    other: the step of an optimizer that looks after the rest, or None.
-    other_size: its norm.
-    other_change: the change of the loss that is predicted for it.
-    length: the norm of the gradient.
-  """
-
-  spaces: step.Eigenspaces
-  same: jax.Array
-  slopes: jax.Array
-  values: jax.Array
-  lipschitz: jax.Array
-  used: jax.Array
-  rest: Any
-  other: Any
-  other_size: jax.Array
-  other_change: Any
-  length: jax.Array
-
-  def move(self, moves, scale):
-    """The tree that stands for the coordinates `moves`."""
-    k = len(self.spaces.values)
-    total = trees.combine(self.spaces.vectors, moves[:k])
-    if self.rest is not None:
-      total = jax.tree.map(
-        lambda t, r: t + moves[k].astype(r.dtype) * r, total, self.rest
-      )
-    if self.other is not None:
-      total = jax.tree.map(
-        lambda t, o: t + scale.astype(o.dtype) * o.astype(t.dtype),
-        *(total, self.other),
-      )
-    return total
 
 
 class Trials(NamedTuple):
@@ -178,7 +135,13 @@ def run(
     )
     return ~accepted & (rejections <= tries), following
 
-  return jax.lax.while_loop(lambda c: c[0], body, (pending, start))[1]
+  last = jax.lax.while_loop(lambda c: c[0], body, (pending, start))[1]
+  # Where nothing helped, the gradient may be to blame rather than the
+  # curvature: the next step must not start from all that was tried.
+  doubled = start.sigma * 2.0**last.rejections
+  failed = pending & ~last.accepted
+  sigma = jnp.where(failed, jnp.clip(doubled, floor, _CEILING), last.sigma)
+  return last._replace(sigma=sigma.astype(start.sigma.dtype))
 
 
 def only(local: Local, start: Trials, healthy, saddle_sign, max_step) -> Trials:

@@ -16,8 +16,6 @@ from gen_optax.oracle.lazy import run_if
 # Where a product loses this much of its length, what is left is orthogonalised
 # again: its rounding has grown by the inverse.
 _CANCELLED = 1e-2
-# A start handed in may lie in an invariant subspace; so much noise is added.
-_NOISE = 1e-2
 
 
 class Eigenpairs(NamedTuple):
@@ -70,8 +68,7 @@ def extreme_eigenpairs(
       None: 4 top + 8 bottom; the lower end converges more slowly where it is
       crowded. Clipped to the number of parameters, where the result is exact.
     start: a tree to start from, for a warm start the sum of the eigenvectors of
-      a Hessian nearby; noise of a hundredth of its size is added, since it may
-      be blind to new directions. None, or zero or not finite: fixed noise.
+      a Hessian nearby. None, or zero or not finite: fixed noise.
 
   Returns:
     `Eigenpairs`. Drop those whose residual is large beside their eigenvalue.
@@ -131,20 +128,20 @@ def basis_sizes(top, bottom, order, size) -> tuple[int, int, int]:
 
 
 def _start(like, start, dtype):
-  """A unit tree: `start` with a little noise, or noise alone."""
+  """`start` with unit norm, or noise where it has none."""
+
+  def unit(tree, length):
+    # A zero factor hides what is not finite.
+    usable = jnp.isfinite(length) & (length > 0)
+    return trees.scale(tree, jnp.where(usable, 1 / length, 0)), usable
+
   noise = trees.noise_like(like, 0)
-  noise = trees.scale(noise, 1 / _positive(trees.norm(noise, dtype)))
+  noise, _ = unit(noise, trees.norm(noise, dtype))
   if start is None:
     return noise
-  length = trees.norm(start, dtype)
-  usable = jnp.isfinite(length) & (length > 0)
-  # A zero factor hides what is not finite.
-  start = trees.scale(start, jnp.where(usable, 1 / length, 0))
-  mixed = jax.tree.map(
-    lambda s, x: s.astype(x.dtype) + _NOISE * x, start, noise
-  )
-  mixed = trees.select(usable, mixed, noise)
-  return trees.scale(mixed, 1 / _positive(trees.norm(mixed, dtype)))
+  start, usable = unit(start, trees.norm(start, dtype))
+  start = jax.tree.map(lambda s, x: s.astype(x.dtype), start, noise)
+  return trees.select(usable, start, noise)
 
 
 def _tridiagonal(hvp, first, order, dtype):
