@@ -52,11 +52,11 @@ def main():
       args.data_dir, args.size, args.examples
     )
     lab = lenet_lab.Lab(task, validation, args, results, bar)
-    print(f"\n{task.title}, {lab.steps} steps, seeds {lab.seeds}; rates: best ")
     print(
-      f"of {args.trials} on seeds {lab.search_seeds} and {len(validation.y)}"
+      f"\n{task.title}, {lab.steps} steps, seeds {lab.seeds}.\n"
+      f"Rates: best of {args.trials} on seeds {lab.search_seeds} and "
+      f"{len(validation.y)} validation images.\n"
     )
-    print("validation images.\n")
     if args.study == "robustness":
       robustness(lab, args)
     elif args.study:

@@ -6,7 +6,8 @@ Its GeN form gets no such search: it runs from three initial rates, 1e-6, 1e-2
 and 1, and is judged by the median of the three. The paper's own rule
 (Algorithm 1) runs from the same three, and also with its initial rate tuned.
 PSGD (an X-shaped preconditioner, which in two dimensions is a dense one, steps
-clipped to norm 1) joins with its rate tuned and with GeN behind it.
+clipped to norm 1) joins with its rate tuned and with GeN behind it, and ELMO
+with exact eigenpairs and nothing to tune: its sigma starts at 1e-2, 1 and 100.
 
     python scripts/synthetic.py rosenbrock
     python scripts/synthetic.py all --held-out 8 --seed 1
@@ -45,6 +46,7 @@ PAPER_GRID = decades(-5, 0)
 # Two decades more on both sides: the best rate may lie at the grid's edge.
 WIDE_GRID = decades(-7, 2)
 INITIAL_RATES = (1e-6, 1e-2, 1.0)
+INITIAL_SIGMAS = (1e-2, 1.0, 100.0)
 
 # What lies below is rounding: two runs that reach it are counted as a tie.
 TIE = 1e-20
@@ -126,6 +128,13 @@ ENTRANTS = [
     row
     for name, base in CURVED.items()
     for row in pair_of(name, base, "GeN on PSGD")
+  ),
+  Entrant(
+    "elmo",
+    "ELMO",
+    lambda sigma: gen_optax.elmo_dense(initial_sigma=sigma),
+    INITIAL_SIGMAS,
+    tuned=False,
   ),
 ]
 
@@ -228,7 +237,8 @@ def finals_table(records, starts) -> str:
 
 LEGEND = """Loss at the end of the race.
 tuned:   the best of the 18-value grid @ its rate (* the grid's edge)
-untuned: the median over the initial rates 1e-6, 1e-2, 1 / the worst of them
+untuned: the median over the initial rates 1e-6, 1e-2, 1 / the worst of them;
+         for ELMO over the initial sigmas 1e-2, 1, 100
 + or -:  as good as the tuned base, or not"""
 
 
@@ -312,19 +322,22 @@ def draw(problem, races, records, steps: int, path: Path):
   figure, panels = plt.subplots(2, 2, figsize=(11, 8.4), layout="constrained")
   bases = [*BASES, *CURVED]
   colour = dict(zip(bases, [*plotting.COLOURS, "0.55"], strict=True))
-  every_base = [*bases, "gen sgd"]
+  colour["elmo"] = "tab:brown"
+  every_base = [*bases, "gen sgd", "elmo"]
   pairs = [form for base in bases for form in (base, f"gen {base}")]
   few = [
     form
     for base in ("momentum", "adam", *CURVED)
     for form in (base, f"gen {base}")
-  ]
+  ] + ["elmo"]
 
   def run(name):
     """Losses and points of the tuned run, or of the middle initial rate."""
     if name in bases:
       rate = records[name, 0]["rate"]
       k = WIDE_GRID.index(rate) if rate in WIDE_GRID else 0
+    elif name == "elmo":
+      k = INITIAL_SIGMAS.index(1.0)
     else:
       k = INITIAL_RATES.index(1e-2)
     return races[name].losses[0, k], races[name].points[0, k]
@@ -364,6 +377,7 @@ def draw(problem, races, records, steps: int, path: Path):
     axes.get_legend().remove()
     axes.set_title(f"the first {length} steps (star: the minimum)")
   lines = [plt.Line2D([], [], **style(f"gen {b}"), label=b) for b in bases]
+  lines.append(plt.Line2D([], [], **style("elmo"), label="elmo, untuned"))
   for ls, meaning in (("--", "tuned"), ("-", "GeN form, untuned")):
     lines.append(plt.Line2D([], [], color="0.4", ls=ls, label=meaning))
   figure.legend(

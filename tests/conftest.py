@@ -1,7 +1,15 @@
 """Fixtures that several test files share."""
 
-import jax
-import pytest
+import os
+
+# Most of the suite's time is LLVM's, on programs that run once. XLA's own
+# passes, whose flops, bytes and collectives are asserted, stay as they are.
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 # Meshes are simulated; set before any test starts the backend.
 jax.config.update("jax_num_cpu_devices", 4)

@@ -51,6 +51,19 @@ def train(tx, value_fn, params, steps):
   return losses, params, state
 
 
+def left_loops(step, *args):
+  """Arrays of a compiled step that XLA has moved out of a loop's body.
+
+  It does so with what does not depend on the loop's carry, and then computes it
+  on every step, whether the loop makes a trip or not.
+  """
+  text = jax.jit(step).lower(*args).compile().as_text()
+  entry = re.search(r"^ENTRY .*?^}", text, re.M | re.S)[0]
+  assert " while(" in entry
+  arrays = re.findall(r"^.* = \w+\[\d.*$", entry, re.M)
+  return [line for line in arrays if "/while/body/" in line]
+
+
 def run(tx, loss, start, steps):
   """Scans `steps` steps on `loss(params, t)`; `state` is the last one."""
 

@@ -220,7 +220,9 @@ def test_curvature_report(x64):
   np.testing.assert_allclose(report.share, 1, rtol=1e-9)
   safe = np.asarray(report.lipschitz) < bars
   assert float(report.second_order_share()) == safe.mean()
-  verdict = {1.0: "second order", 0.0: "first order"}.get(safe.mean(), "both")
+  verdict = {1.0: "second order", 0.0: "first order"}.get(
+    float(safe.mean()), "both"
+  )
   assert report.favours() == verdict
   assert report.favours() in report.summary()
 

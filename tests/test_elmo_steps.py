@@ -157,14 +157,16 @@ def test_signs_of_eigenvectors_do_not_matter(x64, monkeypatch):
 # --- saddles -----------------------------------------------------------------
 
 
-def test_a_ridge_is_left_to_the_lower_side(x64):
-  for tilt in (0.3, -0.3):
-    loss = lambda w, tilt=tilt: saddle(w) + tilt * w[1] ** 3
+def test_a_ridge_that_falls_to_one_side_only_is_left_there(x64):
+  """Trials take turns: the side that is a wall never keeps its promise."""
+  for tilt in (1.0, -1.0):
+    wall = lambda y, tilt=tilt: jnp.maximum(tilt * y, 0.0) * 1e3
+    loss = lambda w, wall=wall: saddle(w) + wall(w[1]) * w[1] ** 2
     move, state = first_move(loss, [1.0, 0.0])
-    # Eigenvalue -2, sigma 1: four units are too long, and two, and one.
-    assert state.info.accepted
+    assert state.info.accepted and float(move[1]) * tilt < -0.01
+    # Without trials both sides are looked at.
+    move, _ = first_move(loss, [1.0, 0.0], lipschitz=8.0, safeguarded=False)
     assert float(move[1]) * tilt < 0
-    assert loss(jnp.array([1.0, 0.0]) + move) < saddle((0.0, 0.0)) - 0.1
 
 
 def test_the_escape_has_the_minmax_length(x64):
@@ -181,7 +183,7 @@ def test_the_escape_has_the_minmax_length(x64):
 def test_an_exact_saddle_point_is_left(x64):
   points, infos, _ = path(saddle, [0.0, 0.0], 8)
   np.testing.assert_allclose(saddle(points[-1]), -0.25, rtol=1e-9)
-  assert infos[0].evaluations == 2 * (1 + infos[0].rejections)
+  assert infos[0].evaluations == 1 + infos[0].rejections
 
 
 def test_saddle_signs(x64):
@@ -216,17 +218,24 @@ def test_good_steps_halve_sigma_down_to_a_floor(x64):
   assert float(state.info.ratio) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_rejections_double_sigma_inside_one_update(x64):
-  loss = lambda w: (
-    jnp.cosh(3 * jnp.sum(w)) - jnp.sum(w)
-  )  # steeper than it looks
-  tx, update = updater(loss, initial_sigma=1e-3)
-  w = jnp.array([0.05, 0.05])
-  move, state = update(w, tx.init(w))
+def test_a_rejection_raises_sigma_to_what_would_have_foreseen_it(x64):
+  """f = -x + s |x|^3 / 6 is its own model once sigma is s."""
+  for true, rejections, sigma in (
+    (2.2, 0, 1.0),  # not far enough from 1 to fail
+    (6.0, 1, 3.0),  # then exact, and halved
+    (100.0, 2, 64.0),  # eightfold at most
+    (1e3, 3, 512.0),
+  ):
+    loss = lambda w, true=true: -w[0] + true / 6 * jnp.abs(w[0]) ** 3
+    _, state = first_move(loss, [0.0])
+    assert state.info.accepted and state.info.rejections == rejections
+    np.testing.assert_allclose(state.sigma, sigma, rtol=1e-9)
+  # The smallest raise is a doubling, all of them inside one update.
+  loss = lambda w: jnp.where(w[0] > 0.1, 1.0, -w[0])
+  move, state = first_move(loss, [0.0])
   rejected = int(state.info.rejections)
-  assert state.info.accepted and loss(w + move) < loss(w)
-  # ... and the sigma that held was the one to halve, or to keep.
-  assert state.sigma in (1e-3 * 2**rejected, 1e-3 * 2 ** (rejected - 1))
+  assert state.info.accepted and 0 < move[0] <= 0.1 and rejected > 2
+  assert 2.0**rejected <= state.sigma * 2 and state.sigma <= 8.0**rejected
   assert state.info.evaluations == rejected + 1
 
 
@@ -247,6 +256,7 @@ def test_all_trials_rejected_give_no_update(x64, rejections):
   assert state.info.rejections == rejections + 1
   # One at the parameters, since no value was handed over.
   assert state.info.evaluations == rejections + 2
+  # Not eightfold: the fault may be the gradient's.
   assert state.sigma == 2.0 ** (rejections + 1)
   assert state.info.ratio < 0
 
@@ -365,5 +375,5 @@ def test_a_second_order_point_from_everywhere(x64, name, oracle):
   lowest = {"rosenbrock 10": 3.98657911, "beale": 0, "rosenbrock 2": 0}
   assert loss == pytest.approx(lowest.get(name, -0.25), abs=1e-8)
   if oracle == "adaptive":
-    few = {"rosenbrock 2": 33, "rosenbrock 10": 40, "beale": 13}
-    assert evaluations <= few.get(name, 12)
+    few = {"rosenbrock 2": 26, "rosenbrock 10": 32, "beale": 11}
+    assert evaluations <= few.get(name, 8)

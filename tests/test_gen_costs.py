@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from running import gen_state, run, step
+from network import initial_params, loss_fn
+from running import gen_state, left_loops, run, step
 
 import gen_optax
 
@@ -197,6 +198,18 @@ def test_the_first_search_is_bounded(line):
       gen_optax.generalized_newton(optax.sgd(1.0), rate), 1, loss=line
     )
     assert calls[0, 0] <= SEARCH + 1
+
+
+@pytest.mark.parametrize("estimator", ["fit", "forward", "hvp"])
+def test_nothing_of_a_fit_leaves_its_loop(estimator):
+  stage = gen_optax.scale_by_gen(estimator=estimator, every=8)
+  tx = optax.chain(optax.sgd(1.0), stage)
+  params = initial_params()
+
+  def one_step(params, state):
+    return step(tx, loss_fn, params, state)
+
+  assert left_loops(one_step, params, tx.init(params)) == []
 
 
 def test_many_steps_are_one_trace():

@@ -155,8 +155,10 @@ for name, case in {
   )
 
 
+@pytest.mark.parametrize("devices", [1, 4])
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_apply_is_q_transposed_q(name):
+def test_apply_is_q_transposed_q(monkeypatch, name, devices):
+  monkeypatch.setattr(jax, "device_count", lambda: devices)
   rng = np.random.default_rng(11)
   preconditioner, state, read, _ = PROBLEMS[name](rng)
   g = random_tree(rng, LEAVES)

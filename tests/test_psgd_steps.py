@@ -1,10 +1,13 @@
 """PSGD: each group step is the gradient by autodiff, in its documented size."""
 
+import functools
+
 import hypothesis
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from psgd_reference import (
   BLOCKS,
@@ -30,6 +33,7 @@ from psgd_reference import (
   step,
 )
 
+import gen_optax
 from gen_optax import psgd
 from gen_optax.psgd.kron import Factors
 
@@ -167,6 +171,45 @@ def test_step_sizes_of_orbits(name, options):
 )
 def test_step_on_a_tree_is_the_gradient(name, options):
   check_block_step(BLOCKS[name], TREE, seed=3, **options)
+
+
+@pytest.mark.parametrize(
+  "build, default",
+  [
+    (psgd.diagonal, "block"),
+    (psgd.xmat, "global"),
+    (psgd.butterfly, "global"),
+    (functools.partial(psgd.blocks, psgd.neighbours(2)), "global"),
+  ],
+  ids=["diagonal", "xmat", "butterfly", "neighbours"],
+)
+def test_steps_by_default(build, default):
+  """One step for all but on the diagonal, whose own chain takes one too."""
+  rng = np.random.default_rng(4)
+  v, h = rng.normal(size=(2, 8))
+
+  def moved(**options):
+    preconditioner = build(**options)
+    state = preconditioner.init(jnp.zeros(8), jax.random.key(0))
+    return flat(step(preconditioner.update, state, v, h, 0.4))
+
+  by_steps = {steps: moved(steps=steps) for steps in ("block", "global")}
+  assert np.abs(by_steps["block"] - by_steps["global"]).max() > 0.01
+  np.testing.assert_array_equal(moved(), by_steps[default])
+
+
+def test_the_diagonal_chain_takes_one_step_for_all():
+  loss = lambda w: jnp.sum(jnp.arange(1.0, 5.0) * w**2)
+  w = jnp.ones(4)
+  chain, stage = (
+    tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)[1]
+    for tx in (
+      gen_optax.psgd_diagonal(),
+      gen_optax.scale_by_psgd(psgd.diagonal(steps="global")),
+    )
+  )
+  q = optax.tree.get(chain, "q")
+  np.testing.assert_array_equal(q, optax.tree.get(stage, "q"))
 
 
 # Steps of factored structures.

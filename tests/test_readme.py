@@ -16,10 +16,11 @@ def test_readme_code_runs(capsys):
   namespace = {}
   for block in blocks:
     exec(compile(block, str(README), "exec"), namespace)
-  loss, rate = re.fullmatch(
-    r"loss ([\d.]+), rate ([\d.]+)\n", capsys.readouterr().out
-  ).groups()
+  first, *report = capsys.readouterr().out.splitlines()
+  loss, rate = re.fullmatch(r"loss ([\d.]+), rate ([\d.]+)", first).groups()
   assert float(loss) < 0.05 and float(rate) > 0
+  # The curvature report: its heading, three eigenvalues, the verdict.
+  assert len(report) == 5 and report[0].split()[0] == "eigenvalue"
 
 
 def test_ci_runs_the_readme_test_command():

@@ -241,9 +241,12 @@ def drift(decay: float = 0.9) -> LipschitzOracle:
     dtype = trees.scalar_dtype(params)
     # A copy: the caller may donate state and parameters together.
     where = jax.tree.map(jnp.copy, hessian.widen(params))
-    nothing = jnp.zeros(k, dtype)
     return DriftState(
-      where, nothing, nothing, jnp.zeros((), dtype), jnp.zeros((), bool)
+      params=where,
+      values=jnp.zeros(k, dtype),
+      average=jnp.zeros(k, dtype),
+      weight=jnp.zeros((), dtype),
+      seen=jnp.zeros((), bool),
     )
 
   def estimate(spaces, state):

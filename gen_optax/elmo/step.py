@@ -106,25 +106,29 @@ def escapes(same, slopes, values, lipschitz, length, used) -> jax.Array:
 
 def predicted_change(same, moves, slopes, values, lipschitz) -> jax.Array:
   """The sum of `upper_model` over the eigenspaces; all shapes (k,)."""
-  reach = norm_in_space(same, moves)
-  cubic = values / 2 + lipschitz / 6 * reach
-  return jnp.sum(moves * (slopes + cubic * moves))
+  quadratic = jnp.sum(moves * (slopes + values / 2 * moves))
+  return quadratic + cubic_change(same, moves, lipschitz)
+
+
+def cubic_change(same, moves, lipschitz=1.0) -> jax.Array:
+  """The part of `predicted_change` that the Lipschitz parameters make."""
+  return jnp.sum(lipschitz / 6 * norm_in_space(same, moves) * moves**2)
 
 
 def decrease_ratio(before, after, predicted) -> jax.Array:
   """Actual over predicted decrease, and what rounding leaves of it.
 
   A predicted decrease that the loss cannot show counts as reached unless the
-  loss visibly rises. An `after` that is not finite gives -inf.
+  loss visibly rises. What is not a number is the lowest one.
   """
-  eps = jnp.finfo(before.dtype).eps
-  noise = _SAME_LOSS * eps * jnp.maximum(jnp.abs(before), jnp.abs(after))
+  info = jnp.finfo(before.dtype)
+  noise = _SAME_LOSS * info.eps * jnp.maximum(jnp.abs(before), jnp.abs(after))
   actual = before - after
   visible = predicted > noise
   ratio = actual / jnp.where(visible, predicted, 1)
-  unseen = jnp.where(actual >= -noise, 1.0, -jnp.inf).astype(ratio.dtype)
-  ratio = jnp.where(visible, ratio, unseen)
-  return jnp.where(jnp.isfinite(after), ratio, -jnp.inf)
+  ratio = jnp.where(visible, ratio, jnp.where(actual >= -noise, 1, info.min))
+  sound = jnp.isfinite(after) & ~jnp.isnan(predicted)
+  return jnp.where(sound, jnp.clip(ratio, info.min, info.max), info.min)
 
 
 def loss_after(value_fn, params, move) -> jax.Array:

@@ -8,6 +8,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from gen_optax.elmo import step, trials
+from gen_optax.elmo.local import find_local, with_optimizer, with_rest
 from gen_optax.elmo.oracles import Lipschitz, is_constant, make_oracle
 from gen_optax.elmo.spectrum import (
   DENSE_LIMIT,
@@ -24,9 +25,6 @@ from gen_optax.oracle.lanczos import basis_sizes
 from gen_optax.oracle.lazy import run_if
 
 SaddleSign = Literal["probe", "positive", "zero"]
-
-# What is left of the gradient below this many eps of it is rounding.
-_NOTHING_LEFT = 16
 
 
 class ElmoInfo(NamedTuple):
@@ -107,9 +105,9 @@ def scale_by_elmo(
 
   No oracle knows L over a whole step. So L = oracle + sigma, and each update
   tries its step: where the loss falls by less than a tenth of what the model
-  promises, sigma is doubled and the step taken anew; above nine tenths it is
-  halved. With the default oracle sigma is all there is, an adaptive cubic
-  regularisation that treats eigenspaces apart.
+  promises, sigma is raised, two- to eightfold, and the step tried anew; above
+  nine tenths it is halved. With the default oracle sigma is all there is: an
+  adaptive cubic regularisation that treats eigenspaces apart.
 
   On a ridge or a saddle, where negative curvature has no slope, the step has a
   length and no side: see `saddle_sign`.
@@ -137,9 +135,10 @@ def scale_by_elmo(
       have sigma stay as it starts, and still diverge.
     initial_sigma: where sigma starts, positive.
     max_rejections: trials after the first, at least 0. Where all fail the
-      update is zero and the larger sigma stays.
-    saddle_sign: "probe" evaluates both sides and takes the lower; "positive"
-      takes the side of a fixed random vector; "zero" stays.
+      update is zero, and sigma has been doubled for each.
+    saddle_sign: "probe" tries one side and, where that fails, the other in the
+      next trial; without safeguard it evaluates both and takes the lower.
+      "positive" takes the side of a fixed noise vector; "zero" stays.
     max_step: the largest norm of a step, positive. None: no limit.
     every: the eigenpairs, and what the oracle says, are computed on every
       `every`-th step.
@@ -201,18 +200,19 @@ def scale_by_elmo(
     spectrum = no_spectrum(params, k)
     if dense and not lazy:
       spectrum = spectrum._replace(vectors=None)
-    column, no = jnp.zeros(k, dtype), jnp.zeros((), bool)
-    none, zero = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
+    # Each leaf is an array of its own: a caller may donate the state.
+    column, number = lambda: jnp.zeros(k, dtype), lambda: jnp.zeros((), dtype)
+    no, zero = lambda: jnp.zeros((), bool), lambda: jnp.zeros((), jnp.int32)
     sigma = 0.0 if fixed and not safeguarded else initial_sigma
     return ScaleByElmoState(
-      count=zero,
+      count=zero(),
       sigma=jnp.asarray(sigma, dtype),
       spectrum=spectrum,
-      known=no,
-      lipschitz=column,
+      known=no(),
+      lipschitz=column(),
       oracle=oracle.init(params, k),
       complement=None if complement is None else complement.init(params),
-      info=ElmoInfo(column, column, no, none, zero, zero),
+      info=ElmoInfo(column(), column(), no(), number(), zero(), zero()),
     )
 
   def _pairs(params) -> int:
@@ -268,16 +268,28 @@ def scale_by_elmo(
     healthy = healthy & is_complete
     evaluations = evaluations + spent
 
-    local, after_complement = _local(
-      gradient, state, params, value_fn, value, spectrum, lip, extra_args
+    local = find_local(
+      step.find_spaces(
+        *(value_fn, params, value, gradient),
+        *(spectrum.values, spectrum.vectors, spectrum.used),
+      ),
+      lip,
     )
+    after_complement = None
+    if complement is not None:
+      local, after_complement = with_optimizer(
+        local, spectrum.rest, complement, state.complement, extra_args
+      )
+    elif not dense:
+      own = jnp.max(jnp.asarray(lipschitz, dtype)) if fixed else 0
+      local = with_rest(local, spectrum.rest, own)
     trial = trials.no_trial(local, state.sigma, evaluations)
     if safeguarded:
       trial = trials.run(
         local, value, trial, healthy, saddle_sign, max_step, max_rejections
       )
     else:
-      trial = _first_step(local, trial, healthy)
+      trial = trials.only(local, trial, healthy, saddle_sign, max_step)
     factor = trial.accepted.astype(dtype)
     move = trees.scale(local.move(trial.moves, trial.scale), factor)
     kept = None
@@ -333,112 +345,7 @@ def scale_by_elmo(
     )
     return (kept[0], sound, kept[1], kept[2]), spent
 
-  def _local(
-    gradient, state, params, value_fn, value, spectrum, lip, extra_args
-  ):
-    """The step's constants, and the complement's state after it."""
-    dtype = state.sigma.dtype
-    spaces = step.find_spaces(
-      *(value_fn, params, value, gradient),
-      *(spectrum.values, spectrum.vectors, spectrum.used),
-    )
-    length = trees.norm(gradient, dtype)
-    zero = jnp.zeros((), dtype)
-    local = trials.Local(
-      spaces=spaces,
-      same=step.same_space(spaces.values, spaces.used),
-      slopes=spaces.slopes,
-      values=jnp.where(spaces.used, spaces.values, 0),
-      lipschitz=lip,
-      used=spaces.used,
-      rest=None,
-      other=None,
-      other_size=zero,
-      other_change=None,
-      length=length,
-    )
-    if dense:
-      return local, None
-    left = _project_out(spaces, gradient)
-    if complement is None:
-      return _with_rest(local, left, spectrum.rest, lipschitz, fixed), None
-    extra_args = dict(extra_args, grad=left, value_fn=value_fn)
-    if value is not None:
-      extra_args["value"] = value
-    other, after = complement.update(
-      left, state.complement, params, **extra_args
-    )
-    # Momentum remembers eigenvectors of other days.
-    other = _project_out(spaces, widen(other))
-    size = trees.norm(other, dtype)
-    slope = trees.vdot(gradient, other, dtype)
-
-    def change(scale):
-      # The rest bends by at most `rest`.
-      return scale * (slope + scale * spectrum.rest / 2 * size**2)
-
-    return local._replace(
-      other=other, other_size=size, other_change=change
-    ), after
-
-  def _first_step(local, trial, healthy):
-    moves, escape, scale, _ = trials.propose(
-      local, trial.sigma, trial.scale, saddle_sign, max_step
-    )
-    spent = jnp.zeros((), jnp.int32)
-    if saddle_sign == "probe":
-
-      def look(carry):
-        moves, _ = carry
-        moves, _, spent = trials.evaluate(
-          local, moves, escape, scale, saddle_sign
-        )
-        return moves, spent
-
-      moves, spent = run_if(jnp.any(escape > 0), look, (moves, spent))
-    else:
-      moves = moves + escape
-    size = jnp.sum(jnp.abs(moves)) + jnp.abs(scale * local.other_size)
-    return trial._replace(
-      moves=moves,
-      scale=scale,
-      accepted=healthy & jnp.isfinite(size),
-      evaluations=trial.evaluations + spent,
-    )
-
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _with_rest(local, left, bend, lipschitz, fixed):
-  """The rest of the space as one more eigenspace, straight down the slope."""
-  dtype = local.values.dtype
-  size = trees.norm(left, dtype)
-  nothing = size <= _NOTHING_LEFT * jnp.finfo(dtype).eps * local.length
-  unit = jnp.where(nothing, 0, 1 / jnp.where(nothing, 1, size))
-  size = jnp.where(nothing, 0, size)
-  k = len(local.values)
-  same = jnp.zeros((k + 1, k + 1), bool).at[:k, :k].set(local.same)
-  own = jnp.asarray(lipschitz, dtype).max() if fixed else 0
-  append = lambda x, last: jnp.append(x, jnp.asarray(last, x.dtype))
-  return local._replace(
-    same=same.at[k, k].set(True),
-    slopes=append(local.slopes, size),
-    values=append(local.values, bend),
-    lipschitz=append(local.lipschitz, own),
-    used=append(local.used, True),
-    rest=trees.scale(left, unit),
-  )
-
-
-def _project_out(spaces, tree):
-  """`tree` without its part in the eigenspaces that are used."""
-  inside = trees.project(spaces.vectors, tree, spaces.values)
-  inside = jnp.where(spaces.used, inside, 0)
-  return jax.tree.map(
-    lambda x, v: x - v.astype(x.dtype),
-    tree,
-    trees.combine(spaces.vectors, inside),
-  )
 
 
 def _one_vector(tree):

@@ -1,64 +1,26 @@
 """ELMO's trials: a step, what it promises, and whether the loss keeps it."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gen_optax.elmo import step
-from gen_optax.oracle import trees
+from gen_optax.elmo.local import Local
 from gen_optax.oracle.lazy import run_if
 
 # A trial is accepted from this ratio of actual to predicted decrease on, and
-# sigma is halved above the other one; it is doubled after a rejection.
+# sigma is halved above the other one.
 ACCEPT = 0.1
 RELAX = 0.9
+# A rejection raises sigma by a factor between these, to the value with which
+# the model would have foreseen the loss that was met. Doubling alone takes a
+# fifth more evaluations on Rosenbrock's function.
+LEAST_RAISE = 2
+MOST_RAISE = 8
 # Sigma's range; the floor is in units of the largest |eigenvalue|.
 _FLOOR = 1e-8
 _CEILING = 1e30
-
-
-class Local(NamedTuple):
-  """Everything about this step that the trials do not change.
-
-  Attributes:
-    spaces: the eigenspaces.
-    same: which coordinates belong to one eigenspace, shape (m, m). m is k, or
-      k + 1 where the rest of the space is one more eigenspace.
-    slopes, values, lipschitz, used: shape (m,); lipschitz is without sigma.
-    rest: the unit vector of the rest, or None.
-    other: the step of an optimizer that looks after the rest, or None.
-    other_size: its norm.
-    other_change: the change of the loss that is predicted for it.
-    length: the norm of the gradient.
-  """
-
-  spaces: step.Eigenspaces
-  same: jax.Array
-  slopes: jax.Array
-  values: jax.Array
-  lipschitz: jax.Array
-  used: jax.Array
-  rest: Any
-  other: Any
-  other_size: jax.Array
-  other_change: Any
-  length: jax.Array
-
-  def move(self, moves, scale):
-    """The tree that stands for the coordinates `moves`."""
-    k = len(self.spaces.values)
-    total = trees.combine(self.spaces.vectors, moves[:k])
-    if self.rest is not None:
-      total = jax.tree.map(
-        lambda t, r: t + moves[k].astype(r.dtype) * r, total, self.rest
-      )
-    if self.other is not None:
-      total = jax.tree.map(
-        lambda t, o: t + scale.astype(o.dtype) * o.astype(t.dtype),
-        *(total, self.other),
-      )
-    return total
 
 
 class Trials(NamedTuple):
@@ -66,6 +28,7 @@ class Trials(NamedTuple):
 
   Attributes:
     moves: the coordinates of the last trial, shape (m,).
+    side: of a saddle that the next trial takes, 1 or -1.
     scale: the factor on the other optimizer's step.
     sigma: what is added to the Lipschitz parameters; after the last trial, of
       the next step.
@@ -76,6 +39,7 @@ class Trials(NamedTuple):
   """
 
   moves: jax.Array
+  side: jax.Array
   scale: jax.Array
   sigma: jax.Array
   ratio: jax.Array
@@ -89,6 +53,7 @@ def no_trial(local: Local, sigma, evaluations) -> Trials:
   dtype = local.values.dtype
   return Trials(
     moves=jnp.zeros_like(local.values),
+    side=jnp.ones((), dtype),
     scale=jnp.ones((), dtype),
     sigma=sigma,
     ratio=jnp.zeros((), dtype),
@@ -125,7 +90,7 @@ def run(
     before: the loss at the parameters.
     start: from `no_trial`.
     pending: whether to try at all.
-    saddle_sign: "probe" evaluates both sides of a saddle.
+    saddle_sign: "probe" tries the sides of a saddle in turn.
     max_step: the largest norm of a step, or None.
     tries: how many rejections are too many.
   """
@@ -137,52 +102,72 @@ def run(
     moves, escape, scale, lipschitz = propose(
       local, trial.sigma, trial.scale, saddle_sign, max_step
     )
-    moves, after, spent = evaluate(local, moves, escape, scale, saddle_sign)
-    predicted = -step.predicted_change(
-      local.same, moves, local.slopes, local.values, lipschitz
-    )
+    moves = moves + trial.side * escape
+    after = loss_at(local, moves, scale)
+    arguments = (local.same, moves, local.slopes, local.values)
+    change = step.predicted_change(*arguments, lipschitz)
+    foreseen = step.predicted_change(*arguments, local.lipschitz)
     if local.other is not None:
       # An optimizer with memory may go uphill; it does not promise that.
-      predicted -= jnp.minimum(local.other_change(scale), 0)
-    ratio = step.decrease_ratio(before, after, predicted.astype(before.dtype))
+      change += jnp.minimum(local.other_change(scale), 0)
+      foreseen += local.other_change(scale)
+    ratio = step.decrease_ratio(before, after, -change.astype(before.dtype))
     ratio = ratio.astype(local.values.dtype)
     accepted = ratio >= ACCEPT
-    sigma = jnp.where(ratio > RELAX, trial.sigma / 2, trial.sigma)
-    sigma = jnp.where(accepted, sigma, 2 * trial.sigma)
+    lower = jnp.where(ratio > RELAX, trial.sigma / 2, trial.sigma)
+    needed = (after - before - foreseen) / step.cubic_change(local.same, moves)
+    needed = needed.astype(trial.sigma.dtype) / trial.sigma
+    # Where the loss is not a number nothing is known.
+    needed = jnp.where(jnp.isfinite(needed), needed, MOST_RAISE)
+    higher = trial.sigma * jnp.clip(needed, LEAST_RAISE, MOST_RAISE)
+    sigma = jnp.where(accepted, lower, higher)
     rejections = trial.rejections + ~accepted
     following = Trials(
       moves=moves,
+      # Trials take turns on the two sides of a saddle.
+      side=jnp.where(saddle_sign == "probe", -trial.side, trial.side),
       scale=jnp.where(accepted, scale, trial.scale / 2),
       sigma=jnp.clip(sigma, floor, _CEILING),
       ratio=ratio,
       accepted=accepted,
       rejections=rejections,
-      evaluations=trial.evaluations + spent,
+      evaluations=trial.evaluations + 1,
     )
     return ~accepted & (rejections <= tries), following
 
-  return jax.lax.while_loop(lambda c: c[0], body, (pending, start))[1]
+  last = jax.lax.while_loop(lambda c: c[0], body, (pending, start))[1]
+  # Where nothing helped, the gradient may be to blame rather than the
+  # curvature: the next step must not start from all that was tried.
+  doubled = start.sigma * 2.0**last.rejections
+  failed = pending & ~last.accepted
+  sigma = jnp.where(failed, jnp.clip(doubled, floor, _CEILING), last.sigma)
+  return last._replace(sigma=sigma.astype(start.sigma.dtype))
 
 
-def evaluate(local: Local, moves, escape, scale, saddle_sign):
-  """`(moves, loss, evaluations)`, on the lower side of a saddle."""
+def only(local: Local, start: Trials, healthy, saddle_sign, max_step) -> Trials:
+  """The first step without a trial, on the lower side of a saddle."""
+  moves, escape, scale, _ = propose(
+    local, start.sigma, start.scale, saddle_sign, max_step
+  )
+
+  def look(carry):
+    ahead, back = moves + escape, moves - escape
+    lower = loss_at(local, back, scale) < loss_at(local, ahead, scale)
+    return jnp.where(lower, back, ahead), carry[1] + 2
+
+  carry = (moves + escape, start.evaluations)
+  if saddle_sign == "probe":
+    carry = run_if(jnp.any(escape > 0), look, carry)
+  size = jnp.sum(jnp.abs(carry[0])) + jnp.abs(scale * local.other_size)
+  return start._replace(
+    moves=carry[0],
+    scale=scale,
+    accepted=healthy & jnp.isfinite(size),
+    evaluations=carry[1],
+  )
+
+
+def loss_at(local: Local, moves, scale) -> jax.Array:
+  """The loss after the move with these coordinates."""
   fn, params = local.spaces.value_fn, local.spaces.params
-
-  def loss(moves):
-    return step.loss_after(fn, params, local.move(moves, scale))
-
-  ahead, back = moves + escape, moves - escape
-  after = loss(ahead)
-  one = jnp.ones((), jnp.int32)
-  if saddle_sign != "probe":
-    return ahead, after, one
-
-  def other_side(carry):
-    moves, after, count = carry
-    behind = loss(back)
-    # Not a number is never lower.
-    lower = (behind < after) | ~jnp.isfinite(after)
-    moves = jnp.where(lower, back, moves)
-    return moves, jnp.where(lower, behind, after), count + 1
-
-  return run_if(jnp.any(escape > 0), other_side, (ahead, after, one))
+  return step.loss_after(fn, params, local.move(moves, scale))

@@ -13,13 +13,9 @@ import jax.numpy as jnp
 from gen_optax.oracle import trees
 from gen_optax.oracle.lazy import run_if
 
-# Mixed into the seed of the start, so that no stage draws the same numbers.
-_SALT = 0x1A2C
 # Where a product loses this much of its length, what is left is orthogonalised
 # again: its rounding has grown by the inverse.
 _CANCELLED = 1e-2
-# A start handed in may lie in an invariant subspace; so much noise is added.
-_NOISE = 1e-2
 
 
 class Eigenpairs(NamedTuple):
@@ -60,7 +56,7 @@ def extreme_eigenpairs(
   Each new vector is orthogonalised against all before it: without that, copies
   of eigenvalues that have converged come back. Once is enough, in float32 too,
   but where hardly anything of the vector is left. Where the space is
-  exhausted (the identity, low rank), the basis goes on from a random vector,
+  exhausted (the identity, low rank), the basis goes on from a noise vector,
   which also finds repeated eigenvalues.
 
   Args:
@@ -72,9 +68,7 @@ def extreme_eigenpairs(
       None: 4 top + 8 bottom; the lower end converges more slowly where it is
       crowded. Clipped to the number of parameters, where the result is exact.
     start: a tree to start from, for a warm start the sum of the eigenvectors of
-      a Hessian nearby; noise of a hundredth of its size is added, since it may
-      be blind to new directions. None, or zero or not finite: a fixed random
-      tree.
+      a Hessian nearby. None, or zero or not finite: fixed noise.
 
   Returns:
     `Eigenpairs`. Drop those whose residual is large beside their eigenvalue.
@@ -96,10 +90,9 @@ def extreme_eigenpairs(
   """
   size = sum(leaf.size for leaf in jax.tree.leaves(like))
   top, bottom, order = basis_sizes(top, bottom, order, size)
-  key = jax.random.fold_in(jax.random.PRNGKey(0), _SALT)
   dtype = trees.scalar_dtype(like)
-  first = _start(key, like, start, dtype)
-  basis, alpha, beta = _tridiagonal(hvp, key, first, order, dtype)
+  first = _start(like, start, dtype)
+  basis, alpha, beta = _tridiagonal(hvp, first, order, dtype)
   ritz, weights = jnp.linalg.eigh(
     jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
   )
@@ -134,24 +127,24 @@ def basis_sizes(top, bottom, order, size) -> tuple[int, int, int]:
   return top, min(bottom, size - top), min(order, size)
 
 
-def _start(key, like, start, dtype):
-  """A unit tree: `start` with a little noise, or noise alone."""
-  noise = trees.random_like(key, like)
-  noise = trees.scale(noise, 1 / _positive(trees.norm(noise, dtype)))
+def _start(like, start, dtype):
+  """`start` with unit norm, or noise where it has none."""
+
+  def unit(tree, length):
+    # A zero factor hides what is not finite.
+    usable = jnp.isfinite(length) & (length > 0)
+    return trees.scale(tree, jnp.where(usable, 1 / length, 0)), usable
+
+  noise = trees.noise_like(like, 0)
+  noise, _ = unit(noise, trees.norm(noise, dtype))
   if start is None:
     return noise
-  length = trees.norm(start, dtype)
-  usable = jnp.isfinite(length) & (length > 0)
-  # A zero factor hides what is not finite.
-  start = trees.scale(start, jnp.where(usable, 1 / length, 0))
-  mixed = jax.tree.map(
-    lambda s, x: s.astype(x.dtype) + _NOISE * x, start, noise
-  )
-  mixed = trees.select(usable, mixed, noise)
-  return trees.scale(mixed, 1 / _positive(trees.norm(mixed, dtype)))
+  start, usable = unit(start, trees.norm(start, dtype))
+  start = jax.tree.map(lambda s, x: s.astype(x.dtype), start, noise)
+  return trees.select(usable, start, noise)
 
 
-def _tridiagonal(hvp, key, first, order, dtype):
+def _tridiagonal(hvp, first, order, dtype):
   """`(Q, alpha, beta)` with Q'HQ = T; beta[-1] is the one that is cut off."""
   eps = jnp.finfo(dtype).eps
   basis = jax.tree.map(
@@ -186,8 +179,7 @@ def _tridiagonal(hvp, key, first, order, dtype):
     exhausted = length <= 4 * eps * size
 
     def again(x):
-      noise = trees.random_like(jax.random.fold_in(key, j), x)
-      x = trees.select(exhausted, noise, x)
+      x = trees.select(exhausted, trees.noise_like(x, j + 1), x)
       for _ in range(2):
         x = orthogonalise(basis, x)
         x = unit(x, jnp.sqrt(trees.vdot(x, x, dtype)))

@@ -114,6 +114,33 @@ def random_like(key, tree, sample=jax.random.normal):
   return treedef.unflatten([leaf_random(i, x) for i, x in enumerate(leaves)])
 
 
+def noise_like(tree, seed):
+  """Fixed noise in [-1, 1) for each entry, a hash of its place and the seed.
+
+  For vectors that only have to be generic: it compiles to a few integer
+  operations where a random key takes thousands, and is sharded as `tree` is.
+  `seed` may be traced.
+  """
+  leaves, treedef = jax.tree.flatten(tree)
+
+  def leaf_noise(i, leaf):
+    place, stride = jnp.zeros_like(leaf, jnp.uint32), 1
+    for axis in reversed(range(leaf.ndim)):
+      column = (leaf.shape[axis],) + (1,) * (leaf.ndim - 1 - axis)
+      steps = jnp.arange(leaf.shape[axis], dtype=jnp.uint32).reshape(column)
+      place += steps * jnp.uint32(stride % 2**32)
+      stride *= leaf.shape[axis]
+    salt = jnp.asarray(seed, jnp.uint32) * jnp.uint32(0x9E3779B1)
+    x = place + salt + jnp.uint32(0x85EBCA6B * i % 2**32)
+    # Every input bit reaches every output bit: shifts, and odd multipliers.
+    for shift, odd in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+      x = (x ^ (x >> shift)) * jnp.uint32(odd)
+    dtype = at_least_float32(leaf.dtype)
+    return x.astype(dtype) * 2.0**-31 - 1
+
+  return treedef.unflatten([leaf_noise(i, x) for i, x in enumerate(leaves)])
+
+
 def project(rows, x, like) -> jax.Array:
   """The r inner products of rows with x over the whole tree.
 

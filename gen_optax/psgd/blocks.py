@@ -1,30 +1,22 @@
 r"""Block-diagonal Q over any partition: diagonal, XMat, butterfly and the rest.
 
-With a_k[i] = Q[i, S^k i] (see `partition`) and B'Q = v' the group step on the
-pair (v, h) moves each entry by two products,
-
-    Q[i, j] <- Q[i, j] - mu (A_i (P h)_j - B_i v_j)    i, j in the same block,
-
-and a block of at most four entries has a closed-form inverse for B = Q^{-T} v.
+One construction serves them all: a partition, and how the state is laid out.
 """
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from gen_optax.oracle import trees
+from gen_optax.psgd import block_algebra as algebra
 from gen_optax.psgd import partition as partitions
-from gen_optax.psgd.partition import Group, Partition
+from gen_optax.psgd.partition import Partition
 from gen_optax.psgd.preconditioner import (
   Normalizer,
   Preconditioner,
   Scope,
   check_normalizer,
   in_scope,
-  positive,
-  spectral_norm,
 )
 
 Steps = Literal["block", "global", "entry"]
@@ -261,7 +253,9 @@ def _blocks(
   def init(params, key):
     del key
     leaves, treedef = jax.tree.flatten(params)
-    return layout.write([_identity(partition, x) for x in leaves], treedef)
+    return layout.write(
+      [algebra.identity(partition, x) for x in leaves], treedef
+    )
 
   def update(state, vector, hvp, learning_rate, key):
     del key
@@ -269,20 +263,20 @@ def _blocks(
     hs = treedef.flatten_up_to(hvp)
     moves = [
       [
-        _gradient(group, rows, _take(group, v), _take(group, h))
+        algebra.gradient(group, rows, v, h)
         for group, rows in zip(partition(v.shape), leaf, strict=True)
       ]
       for leaf, v, h in zip(layout.read(state, treedef), vs, hs, strict=True)
     ]
     bounds = [
-      [_bound(move, normalizer, steps == "entry") for move in leaf]
+      [algebra.bound_of(move, normalizer, steps == "entry") for move in leaf]
       for leaf in moves
     ]
     if steps != "block":
-      bounds = _largest(bounds)
+      bounds = algebra.same_for_all(bounds)
     leaves = [
       tuple(
-        _step(move, bound, learning_rate)
+        algebra.step(move, bound, learning_rate)
         for move, bound in zip(leaf, own, strict=True)
       )
       for leaf, own in zip(moves, bounds, strict=True)
@@ -293,7 +287,7 @@ def _blocks(
     leaves, treedef = jax.tree.flatten(updates)
     return treedef.unflatten(
       [
-        _apply_leaf(partition(x.shape), leaf, x)
+        algebra.apply_leaf(partition(x.shape), leaf, x)
         for leaf, x in zip(layout.read(state, treedef), leaves, strict=True)
       ]
     )
@@ -302,199 +296,3 @@ def _blocks(
     return jax.tree.map(lambda a: factor.astype(a.dtype) * a, state)
 
   return Preconditioner(init, update, apply, rescale)
-
-
-def _identity(partition, leaf):
-  dtype = trees.at_least_float32(leaf.dtype)
-
-  def rows(group):
-    like = _take(group, leaf)
-    zeros = [jnp.zeros_like(like, dtype) for _ in range(1, group.size)]
-    return (jnp.ones_like(like, dtype), *zeros)
-
-  return tuple(rows(group) for group in partition(leaf.shape))
-
-
-def _take(group: Group, x):
-  """The entries of the ravelled leaf that are in the group."""
-  return x if group.index is None else x.ravel()[group.index]
-
-
-def _apply_leaf(groups, leaf, x):
-  if len(groups) == 1 and groups[0].index is None:
-    (group,), (rows,) = groups, leaf
-    wide = x.astype(rows[0].dtype)
-    return _transposed(group, rows, _product(group, rows, wide))
-  out = jnp.zeros(x.size, trees.at_least_float32(x.dtype))
-  for group, rows in zip(groups, leaf, strict=True):
-    part = _product(group, rows, _take(group, x).astype(out.dtype))
-    out = out.at[group.index].set(_transposed(group, rows, part))
-  return out.reshape(x.shape)
-
-
-def _product(group: Group, rows, x):
-  """Q x."""
-  return sum(a * group.shift(x, k) for k, a in enumerate(rows))
-
-
-def _transposed(group: Group, rows, y):
-  """Q' y."""
-  return sum(group.shift(a * y, -k) for k, a in enumerate(rows))
-
-
-def _solve_transposed(group: Group, rows, v):
-  """Q^{-T} v: cofactors of each entry's row over the determinant.
-
-  Seen from entry i, block entry p is S^p i and M[p, j] = Q[S^p i, S^j i].
-  """
-  m = group.size
-  if m > partitions.LARGEST_CLOSED_FORM:
-    return _solve_blocks(rows, v)
-  matrix = [
-    [group.shift(rows[(j - p) % m], p) for j in range(m)] for p in range(m)
-  ]
-  cofactors = _first_cofactors(matrix)
-  determinant = sum(a * c for a, c in zip(matrix[0], cofactors, strict=True))
-  total = sum(c * group.shift(v, j) for j, c in enumerate(cofactors))
-  return total / determinant
-
-
-def _first_cofactors(matrix):
-  """The cofactors of the first row of a matrix of at most four rows."""
-  if len(matrix) == 1:
-    return [1.0]
-  if len(matrix) == 2:
-    return [matrix[1][1], -matrix[1][0]]
-  if len(matrix) == 3:
-    _, (a, b, c), (d, e, f) = matrix
-    return [b * f - c * e, c * d - a * f, a * e - b * d]
-  _, a, c, d = matrix
-  minor = lambda i, j: c[i] * d[j] - c[j] * d[i]
-  return [
-    a[1] * minor(2, 3) - a[2] * minor(1, 3) + a[3] * minor(1, 2),
-    a[2] * minor(0, 3) - a[0] * minor(2, 3) - a[3] * minor(0, 2),
-    a[0] * minor(1, 3) - a[1] * minor(0, 3) + a[3] * minor(0, 1),
-    a[1] * minor(0, 2) - a[0] * minor(1, 2) - a[2] * minor(0, 1),
-  ]
-
-
-def _solve_blocks(rows, v):
-  """Q^{-T} v for arrays (m, number of blocks) whose shift rolls axis 0."""
-  m = len(rows)
-  # [block, p, j] = Q[p, j] = a_{j-p}[p]
-  matrices = jnp.stack(
-    [
-      jnp.stack([rows[(j - p) % m][p] for j in range(m)], axis=-1)
-      for p in range(m)
-    ],
-    axis=-2,
-  )
-  transposed = jnp.swapaxes(matrices, -1, -2)
-  return jnp.linalg.solve(transposed, v.T[..., None])[..., 0].T
-
-
-class _Move(NamedTuple):
-  """A and B of one group, the pair, and the rows that they act on."""
-
-  group: Group
-  rows: tuple
-  forward: jax.Array
-  backward: jax.Array
-  vector: jax.Array
-
-
-def _gradient(group: Group, rows, v, h) -> _Move:
-  return _Move(
-    group=group,
-    rows=rows,
-    forward=_product(group, rows, h),
-    backward=_solve_transposed(group, rows, v),
-    vector=v,
-  )
-
-
-def _block_sum(group: Group, x):
-  """The sum of x over each entry's block."""
-  return sum(
-    _where_present(group, k, group.shift(x, k)) for k in range(group.size)
-  )
-
-
-def _where_present(group: Group, k: int, x):
-  """`x`, but zero where the block has no k-th next entry."""
-  if k == 0 or not group.alone:
-    return x
-  alone = group.alone[0]
-  for mask in group.alone[1:]:
-    alone = alone & mask
-  return jnp.where(alone, 0.0, x)
-
-
-def _bound(move: _Move, normalizer: Normalizer, by_entry: bool):
-  """What the learning rate is divided by, at each entry."""
-  group, a, b = move.group, move.forward, move.backward
-  if by_entry and normalizer == "second":
-    return a**2 + b**2
-  if by_entry:
-    rounding = jnp.finfo(a.dtype).eps * (a**2 + b**2)
-    entries = [
-      jnp.abs(a * group.shift(a, k) - b * group.shift(b, k))
-      for k in range(group.size)
-    ]
-    present = [_where_present(group, k, e) for k, e in enumerate(entries)]
-    return jnp.stack([rounding, *present]).max(0)
-  if normalizer == "second":
-    return _block_sum(group, a**2 + b**2)
-  return spectral_norm(
-    _block_sum(group, a**2), _block_sum(group, b**2), _block_sum(group, a * b)
-  )
-
-
-def _largest(bounds):
-  """The same bound everywhere: the largest of all leaves."""
-  largest = [x.max(initial=0.0) for leaf in bounds for x in leaf]
-  if not largest:
-    return bounds
-  largest = jnp.stack(largest).max()
-  return [[largest.astype(x.dtype) for x in leaf] for leaf in bounds]
-
-
-def _step(move: _Move, bound, learning_rate):
-  """The rows after the step; as they were where the bound overflowed."""
-  group = move.group
-  # Zero where the bound is infinite: not one factor of the step is larger than
-  # its root.
-  mu = learning_rate.astype(bound.dtype) / positive(bound)
-  few = group.size <= 2 and bound.ndim
-  changes = _few(move, mu) if few else _many(move, mu)
-  return tuple(
-    jnp.where(mu > 0, old - _where_present(group, k, change), old)
-    for k, (old, change) in enumerate(zip(move.rows, changes, strict=True))
-  )
-
-
-def _few(move: _Move, mu):
-  """mu (AA' - BB') Q by the entries of the first factor."""
-  group, m = move.group, move.group.size
-  a, b = move.forward, move.backward
-  entries = [
-    mu * _where_present(group, k, a * group.shift(a, k) - b * group.shift(b, k))
-    for k in range(m)
-  ]
-  return [
-    sum(
-      entry * group.shift(move.rows[(j - k) % m], k)
-      for k, entry in enumerate(entries)
-    )
-    for j in range(m)
-  ]
-
-
-def _many(move: _Move, mu):
-  """mu (A (P h)' - B v'): two products for each row."""
-  group, a, b = move.group, move.forward, mu * move.backward
-  product = mu * _transposed(group, move.rows, a)
-  return [
-    a * group.shift(product, k) - b * group.shift(move.vector, k)
-    for k in range(group.size)
-  ]

@@ -33,12 +33,15 @@ class Group(NamedTuple):
       that are blocks of their own, S i = i; none where there are no such.
     index: which entries of the ravelled leaf these are, of shape (m, number of
       blocks); None: all, as they stand.
+    stretched: the axis that m equal stretches make up, one for each entry of
+      the blocks; None where they lie otherwise.
   """
 
   size: int
   shift: Callable[[jax.Array, int], jax.Array]
   alone: tuple[np.ndarray, ...] = ()
   index: np.ndarray | None = None
+  stretched: int | None = None
 
 
 Partition = Callable[[tuple[int, ...]], tuple[Group, ...]]
@@ -91,7 +94,9 @@ def cyclic(size: int) -> Partition:
       roll = lambda y: jnp.roll(y, -stride * k, axis)
       return x if k == 0 else _on_full_blocks(x, axis, rest, roll)
 
-    return (Group(size, shift, _last(shape, axis, rest)),)
+    stretched = None if rest or size == 1 else axis
+    group = Group(size, shift, _last(shape, axis, rest), stretched=stretched)
+    return (group,)
 
   return groups
 

@@ -8,6 +8,7 @@ from gen_optax.plotting import COLOURS
 SHOWN = ("momentum", "adam", "diagonal", "diagonal-own", "xmat")
 SHOWN += ("lra5", "kron")
 ORDERS = ("lra0", "lra1", "lra2", "lra5", "lra10")
+COLOUR_OF = dict(zip(SHOWN, COLOURS, strict=False))
 
 
 class canvas:
@@ -44,8 +45,9 @@ def draw(axes, records):
   """Training loss, test error by order, validation accuracy by rate."""
   curves, orders, rates = axes
   shown = [name for name in SHOWN if name in records] or list(records)[:7]
-  for name, colour in zip(shown, COLOURS, strict=False):
+  for name, spare in zip(shown, COLOURS, strict=False):
     runs, search, _ = records[name]
+    colour = COLOUR_OF.get(name, spare)
     style = {"color": colour, "label": RECIPES[name].label}
     loss = smooth(np.array([run["curve"] for run in runs], float))
     curves.plot(np.median(loss, 0), lw=1.4, **style)
@@ -73,19 +75,19 @@ def draw_orders(panel, records):
   for at, name in enumerate(present):
     errors = errors_of(records[name][0])
     panel.plot([at] * len(errors), errors, "o", ms=3, color="0.6")
-    panel.plot(at, np.mean(errors), "_", ms=22, mew=2, color=COLOURS[4])
-  others = ("momentum", "adam", "xmat", "kron")
-  for name in others:
+    panel.plot(at, np.mean(errors), "_", ms=22, mew=2, color=COLOUR_OF["lra5"])
+  for name in ("momentum", "adam", "xmat", "kron"):
     if name in records:
       error = np.mean(errors_of(records[name][0]))
-      colour = COLOURS[others.index(name)]
-      panel.axhline(
-        error, lw=1, ls="--", color=colour, label=RECIPES[name].label
-      )
+      style = {"color": COLOUR_OF[name], "label": RECIPES[name].label}
+      panel.axhline(error, lw=1, ls="--", **style)
   panel.set_xticks(range(len(present)), [name[3:] for name in present])
   panel.set(xlabel="order of low rank", ylabel="test error, %")
   panel.set_title("low rank: seeds and mean")
-  panel.legend(frameon=False, fontsize="small")
+  # Room for the legend above the highest line.
+  low, high = panel.get_ylim()
+  panel.set_ylim(low, high + 0.3 * (high - low))
+  panel.legend(frameon=False, fontsize="small", loc="upper right")
 
 
 def errors_of(runs):

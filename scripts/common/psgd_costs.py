@@ -37,7 +37,8 @@ RANK = 10
 RATE = 0.1
 TENTH = 10  # calls for an update at probability 0.1
 WINDOW = 0.02  # seconds that one measurement lasts at least
-ACTIONS = ("apply", "update + apply", "1 update in 10")
+LAZY = "1 update in 10"
+ACTIONS = ("apply", "update + apply", LAZY)
 
 
 class Method(NamedTuple):
@@ -199,7 +200,7 @@ def handed_over(structure: Structure, n: int, action: str, args) -> dict:
   key = jax.random.PRNGKey(0)
   vectors = tuple(jax.random.normal(jax.random.key(1), (3, *shape)))
   out = jnp.zeros(shape)
-  turns = calls(TENTH)
+  turns = calls(TENTH if action == LAZY else 2)
   programs = baselines(shape)
   ours = our_method(structure, shape, key)
   programs["ours"] = (step_of(ours, action, run_if), (ours.state, out))

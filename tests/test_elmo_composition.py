@@ -1,0 +1,305 @@
+"""ELMO behind, inside and around the rest of optax, and on meshes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import running
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import gen_optax
+
+FEATURES = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+TARGETS = np.tanh(FEATURES @ np.arange(1.0, 9.0)[:, None] / 8)
+
+
+def initial_params(dtype=jnp.float32):
+  keys = jax.random.split(jax.random.key(1), 2)
+  return {
+    "b": jnp.zeros(12, dtype),
+    "v": jax.random.normal(keys[0], (12, 1), dtype) / 3,
+    "w": jax.random.normal(keys[1], (8, 12), dtype) / 3,
+  }
+
+
+def loss_fn(params, x=FEATURES, y=TARGETS):
+  hidden = jnp.tanh(x @ params["w"] + params["b"])
+  return jnp.mean((hidden @ params["v"] - y) ** 2)
+
+
+CHAINS = {
+  "dense": gen_optax.elmo_dense,
+  "lanczos": functools.partial(gen_optax.elmo_lanczos, top=3, bottom=2),
+}
+chains = pytest.mark.parametrize("name", CHAINS)
+
+
+def train(tx, steps=12, params=None, value_fn=loss_fn):
+  params = initial_params() if params is None else params
+  return running.train(tx, value_fn, params, steps)
+
+
+def check_training(tx, factor=0.1, **options):
+  losses, params, state = train(tx, **options)
+  assert jnp.all(jnp.isfinite(losses))
+  assert losses[-1] < factor * losses[0], losses
+  return losses, params, state
+
+
+@chains
+def test_trains_a_network(name):
+  losses, _, _ = check_training(CHAINS[name]())
+  # Trials see this batch: the loss never rises.
+  assert jnp.all(jnp.diff(losses) <= 1e-6 * losses[0])
+
+
+VALLEY = gen_optax.problems.rosenbrock(6).fn
+BANK = np.array([-1.2, 1.0, 0.5, -0.3, 0.8, 0.2])
+
+
+@chains
+def test_compiled_equals_eager(x64, name):
+  tx, w = CHAINS[name](), jnp.asarray(BANK)
+  update = lambda g, s, w: tx.update(g, s, w, value_fn=VALLEY)
+  gradient = jax.grad(VALLEY)(w)
+  updates, state = update(gradient, tx.init(w), w)
+  compiled, after = jax.jit(update)(gradient, tx.init(w), w)
+  np.testing.assert_allclose(updates, compiled, rtol=1e-9)
+  assert state[0].info.rejections == after[0].info.rejections
+
+
+def test_a_handed_over_value_saves_an_evaluation_and_nothing_else():
+  tx = gen_optax.elmo_dense()
+  params = initial_params()
+  value, gradient = jax.value_and_grad(loss_fn)(params)
+  update = lambda **given: jax.jit(
+    lambda: tx.update(
+      gradient, tx.init(params), params, value_fn=loss_fn, **given
+    )
+  )()
+  (left, with_value), (right, without) = update(value=value), update()
+  jax.tree.map(np.testing.assert_array_equal, left, right)
+  spent = lambda state: int(state[0].info.evaluations)
+  assert spent(without) == spent(with_value) + 1
+
+
+def test_inside_and_around_optax():
+  make = gen_optax.elmo_dense
+  plain, _, _ = check_training(make(0.5), 0.5)
+  injected = optax.inject_hyperparams(make)(0.5, initial_sigma=1.0)
+  losses, _, state = train(injected)
+  np.testing.assert_allclose(losses, plain, rtol=1e-3)
+  assert "learning_rate" in state.hyperparams
+  groups = {"x": make(), "y": optax.sgd(0.1)}
+  labels = {"w": "x", "b": "y", "v": "x"}
+  mixed = gen_optax.with_full_params(optax.partition(groups, labels))
+  check_training(mixed, 0.5)
+  schedule = optax.cosine_decay_schedule(1.0, 12)
+  check_training(optax.apply_if_finite(make(schedule), 3), 0.5)
+  optax.tree.map_params(make(), lambda p: p, make().init(initial_params()))
+
+
+def test_gen_behind_elmo():
+  """A rate for a direction that has been tried with 1 already."""
+  tx = optax.chain(
+    gen_optax.scale_by_elmo(subspace=(3, 2)),
+    optax.scale(-1.0),
+    gen_optax.scale_by_gen(),
+  )
+  check_training(tx)
+
+
+def test_multi_steps():
+  tx = optax.MultiSteps(gen_optax.elmo_dense(), every_k_schedule=2)
+  params = initial_params()
+
+  @jax.jit
+  def step(params, state):
+    value, gradient = jax.value_and_grad(loss_fn)(params)
+    updates, state = tx.update(gradient, state, params, value_fn=loss_fn)
+    return optax.apply_updates(params, updates), state, value
+
+  state, values = tx.init(params), []
+  for _ in range(10):
+    params, state, value = step(params, state)
+    values.append(value)
+  assert values[0] == values[1] and values[-1] < 0.2 * values[0]
+
+
+ODD_TREE = {
+  "number": jnp.ones(()),
+  "one": [jnp.ones((1,)), jnp.ones((1, 1))],
+  "none": None,
+  "no entry": (jnp.ones((0,)), jnp.ones((2, 0, 3))),
+  "three axes": jnp.ones((2, 3, 2)),
+}
+
+
+@chains
+@pytest.mark.parametrize(
+  "params",
+  [{}, {"a": jnp.ones((0,))}, ODD_TREE, jnp.ones(())],
+  ids=["empty", "no entry", "odd", "number"],
+)
+def test_odd_trees(name, params):
+  loss = lambda p: sum(jnp.sum(x**2) for x in jax.tree.leaves(p)) + 0.0
+  tx = CHAINS[name]()
+  state = tx.init(params)
+  abstract = jax.eval_shape(tx.init, params)
+  update = jax.jit(
+    lambda p, state: tx.update(jax.grad(loss)(p), state, p, value_fn=loss)
+  )
+  for _ in range(2):
+    updates, state = update(params, state)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    for leaf in jax.tree.leaves(updates):
+      # Sigma 1 shortens Newton's step, -x, a little.
+      assert jnp.all((leaf <= 0) & (leaf >= -1))
+  same = lambda a, b: a.shape == b.shape and a.dtype == b.dtype
+  assert jax.tree.all(jax.tree.map(same, abstract, state))
+
+
+@chains
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_leaves_keep_their_dtype_and_the_state_is_wide(name, dtype):
+  params = initial_params(dtype) | {"b": jnp.zeros(12, jnp.float32)}
+  tx = CHAINS[name]()
+
+  @jax.jit
+  def update(p, state):
+    value, gradient = jax.value_and_grad(loss_fn)(p)
+    return tx.update(gradient, state, p, value=value, value_fn=loss_fn)
+
+  updates, state = update(params, tx.init(params))
+  dtypes = lambda tree: jax.tree.map(lambda x: x.dtype, tree)
+  assert dtypes(updates) == dtypes(params)
+  for leaf in jax.tree.leaves(state):
+    assert leaf.dtype in (jnp.float32, jnp.int32, bool)
+  # The value came from narrow parameters: it is computed anew.
+  info = state[0].info
+  assert info.accepted and info.evaluations == info.rejections + 2
+
+
+def test_vmap_over_replicas_equals_separate_runs(x64):
+  starts = jnp.stack([jnp.asarray(BANK) * (1 + 0.2 * k) for k in range(3)])
+  run = jax.jit(lambda w: train(CHAINS["lanczos"](), 8, w, VALLEY)[0])
+  separate = [run(start) for start in starts]
+  together = jax.vmap(run)(starts)
+  np.testing.assert_allclose(together, jnp.stack(separate), rtol=1e-7)
+
+
+def test_donated_state_and_a_checkpoint(tmp_path):
+  import orbax.checkpoint as ocp
+
+  tx = gen_optax.elmo_lanczos(top=2, bottom=1, lipschitz="drift", every=2)
+  params = initial_params()
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def step(params, state):
+    gradient = jax.grad(loss_fn)(params)
+    updates, state = tx.update(gradient, state, params, value_fn=loss_fn)
+    return optax.apply_updates(params, updates), state
+
+  carry = step(params, tx.init(params))
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(tmp_path / "state", carry)
+    checkpointer.wait_until_finished()
+    target = jax.tree.map(jnp.zeros_like, carry)
+    restored = checkpointer.restore(tmp_path / "state", target)
+  again, straight = step(*restored), step(*carry)
+  jax.tree.map(np.testing.assert_array_equal, again, straight)
+
+
+# --- meshes -------------------------------------------------------------------
+
+
+def place_on(mesh, axis):
+  """Shards a leaf along `axis`, or its last, where four divide it."""
+
+  def place(leaf):
+    spec = [None] * leaf.ndim
+    at = min(axis, leaf.ndim - 1)
+    if leaf.shape[at] % 4 == 0:
+      spec[at] = "d"
+    return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
+
+  return place
+
+
+def contract(x, y, mesh):
+  """x @ y; on an Explicit mesh the result says where it lives."""
+  explicit = mesh is not None and mesh.are_all_axes_explicit
+  out = PartitionSpec() if explicit else None
+  return jnp.einsum("ab,bc->ac", x, y, out_sharding=out)
+
+
+def mesh_params(dtype):
+  params = initial_params(dtype)
+  return {"v": params["v"], "w": params["w"]}
+
+
+def mesh_loss(params, mesh=None):
+  x, y = (jnp.asarray(a, jnp.float64) for a in (FEATURES, TARGETS))
+  hidden = jnp.tanh(contract(x, params["w"], mesh))
+  return jnp.mean((contract(hidden, params["v"], mesh) - y) ** 2)
+
+
+MESH_CHAINS = {
+  "rest": dict(),
+  "adam, gradient, lazy": dict(
+    complement=optax.adam(1e-2), lipschitz="gradient", every=2
+  ),
+}
+
+
+def mesh_optimizer(name):
+  return gen_optax.elmo_lanczos(top=2, bottom=1, order=8, **MESH_CHAINS[name])
+
+
+@pytest.mark.parametrize(
+  "name, axis_type, axis",
+  [
+    ("adam, gradient, lazy", AxisType.Auto, 0),
+    ("rest", AxisType.Explicit, 1),
+  ],
+)
+def test_on_a_mesh_equals_one_device(x64, name, axis_type, axis):
+  mesh = jax.make_mesh((4,), ("d",), axis_types=(axis_type,))
+  params = mesh_params(jnp.float64)
+  alone, _, _ = train(mesh_optimizer(name), 4, params, mesh_loss)
+  with jax.set_mesh(mesh):
+    sharded = jax.tree.map(place_on(mesh, axis), params)
+    on_mesh, _, _ = train(
+      mesh_optimizer(name), 4, sharded, functools.partial(mesh_loss, mesh=mesh)
+    )
+  np.testing.assert_allclose(on_mesh, alone, rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+  "axis_type, axis",
+  [(AxisType.Auto, 0), (AxisType.Auto, 1), (AxisType.Explicit, 1)],
+)
+def test_no_parameter_is_gathered(axis_type, axis):
+  """With a loss that is local to each device: the rest is the loss's affair."""
+  mesh = jax.make_mesh((4,), ("d",), axis_types=(axis_type,))
+  loss = lambda p: sum(jnp.sum(jnp.cos(x) * x) for x in jax.tree.leaves(p))
+  tx = gen_optax.elmo_lanczos(top=2, bottom=1, lipschitz="gradient", every=2)
+  with jax.set_mesh(mesh):
+    params = jax.tree.map(place_on(mesh, axis), mesh_params(jnp.float32))
+    state = tx.init(params)
+
+    def step(gradient, state, params):
+      return tx.update(gradient, state, params, value_fn=loss)
+
+    compiled = jax.jit(step).lower(params, state, params).compile()
+  assert "all-gather" not in compiled.as_text()
+  assert "all-reduce" in compiled.as_text()
+  vectors = compiled.output_shardings[1][0].spectrum.vectors
+  for leaf, sharding in zip(
+    jax.tree.leaves(params), jax.tree.leaves(vectors), strict=True
+  ):
+    rows = NamedSharding(mesh, PartitionSpec(None, *leaf.sharding.spec))
+    assert sharding.is_equivalent_to(rows, leaf.ndim + 1)
