@@ -7,14 +7,14 @@ the optimizers cost: all leaves with SGD, every second, all with Sophia.
     frozen    each leaf runs its owner alone
 
 A "step" is a training step with its gradient; an "update" is the optimizer
-alone, on arrays of float32. Eight steps are one program, a scan, so that handing
-over arrays is not in the figures. All programs of a table run by turns, with
-donated states; a ratio is the median over the rounds of the ratio within a round, with
-its quartiles. Operations are XLA's count of the program without the loops that
-this routing skips, since XLA counts those like loops that run; what is left is
-both optimizers' work, checks for bad numbers and selects. "Hessian time" is a
-step at which the curvature is taken at two points, by one probe; of its loops
-each is counted once.
+alone, on arrays of float32. Eight steps are one program, a scan, so that
+handing over arrays is not in the figures. All programs of a table run by turns,
+with donated states; a ratio is the median over the rounds of the ratio within a
+round, with its quartiles. Operations are XLA's count of the program without the
+loops that this routing skips, since XLA counts those like loops that run; what
+is left is both optimizers' work, checks for bad numbers and selects. "Hessian
+time" is a step at which the curvature is taken at two points, by one probe; of
+its loops each is counted once.
 """
 
 import functools
