@@ -47,6 +47,12 @@ TRANSFORMS = {
     for oracle in ("drift", "third", "gradient", "eigen_arc")
   },
   "track_lipschitz": gen_optax.track_lipschitz(),
+  **{
+    f"amos_router {states}": gen_optax.amos_router(
+      [optax.sgd(0.1), gen_optax.amos.sophia(1e-3)], states=states
+    )
+    for states in ("run_all", "frozen")
+  },
 }
 
 
