@@ -1,7 +1,7 @@
 """A training step from a loss function, in plain JAX."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +32,8 @@ def make_step(
   *,
   has_aux: bool = False,
   donate: bool = True,
+  micro_batch_size: int | None = None,
+  batch_argnums: int | Sequence[int] = 1,
 ) -> Callable[..., StepResult]:
   """Builds a jitted step that hands the optimizer the loss as a closure.
 
@@ -50,11 +52,25 @@ def make_step(
     has_aux: whether `loss_fn` returns a pair.
     donate: whether the step may overwrite the parameters and the state that it
       is given. Keep only the returned ones.
+    micro_batch_size: works off the batch in parts of that many examples, one
+      after the other, and holds the activations of one part only. The loss, its
+      gradient, what every probe and product sees, and aux, which must be of
+      floats, are means over the parts. It must divide the batch. (Not so with
+      `optax.MultiSteps`, whose closure is over the last part alone.)
+    batch_argnums: which arguments of `loss_fn` are cut into parts along the
+      leading axes of their arrays; `params` is number 0. The others (a key, a
+      model's state) go to each part as they are.
 
   Returns:
     `step(params, opt_state, *args) -> StepResult`.
 
-  Cost: that of the optimizer and one evaluation of value and gradient.
+  Raises:
+    ValueError: `batch_argnums` names the parameters, or `micro_batch_size` does
+      not divide the batch.
+
+  Cost: that of the optimizer and one evaluation of value and gradient. With
+  parts, a Hessian-vector product evaluates the loss once more, so as not to
+  keep activations.
 
   Example:
 
@@ -70,14 +86,19 @@ def make_step(
     (True, 'gen/optimum')
   """
   optimizer = optax.with_extra_args_support(optimizer)
+  in_parts = _by_parts(micro_batch_size, batch_argnums)
+  value_and_grad = in_parts(jax.value_and_grad(loss_fn, has_aux=has_aux))
+  loss_alone = lambda *args: loss_fn(*args)[0] if has_aux else loss_fn(*args)
+  if micro_batch_size is not None:
+    # Whoever differentiates the sum over parts keeps no part's activations.
+    loss_alone = in_parts(jax.checkpoint(loss_alone))
 
   def step(params, opt_state, *args):
-    found, grad = jax.value_and_grad(loss_fn, has_aux=has_aux)(params, *args)
+    found, grad = value_and_grad(params, *args)
     value, aux = found if has_aux else (found, None)
 
     def value_fn(p):
-      loss = loss_fn(p, *args)
-      return loss[0] if has_aux else loss
+      return loss_alone(p, *args)
 
     updates, opt_state = optimizer.update(
       grad, opt_state, params, value=value, grad=grad, value_fn=value_fn
@@ -88,8 +109,20 @@ def make_step(
   return jax.jit(step, donate_argnums=(0, 1) if donate else ())
 
 
+def _by_parts(size: int | None, argnums: int | Sequence[int]) -> Callable:
+  """Turns a function into its mean over parts of its arguments."""
+  argnums = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+  if 0 in argnums:
+    raise ValueError(
+      "batch_argnums counts the arguments of loss_fn, where 0 are the "
+      f"parameters; got {argnums}."
+    )
+  mean = optax.microbatching.AccumulationType.MEAN
+  return lambda fn: optax.microbatching.microbatch(fn, argnums, size, mean)
+
+
 def metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
-  """What the stages of a chain report, as a flat dict of scalars.
+  """What the stages of a chain report, as a flat dict of numbers.
 
   Each stage whose state holds an `info` gives its fields and its
   `learning_rate` under a prefix made of its name: `ScaleByGenState` reports as
@@ -100,7 +133,8 @@ def metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
     opt_state: any optimizer state.
 
   Returns:
-    Name to scalar, in the order of the chain.
+    Name to number, in the order of the chain; to an array where a stage reports
+    several (the eigenvalues of ELMO, the shares of AMOS).
 
   Example:
 
