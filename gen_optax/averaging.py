@@ -77,7 +77,7 @@ def average_parameters() -> optax.GradientTransformationExtraArgs:
       return average + (DEGREE + 1) / (count + DEGREE + 1) * (new - average)
 
     average = jax.tree.map(mix, state.average, new_params)
-    count = optax.safe_increment(state.count)
+    count = trees.increment(state.count)
     return updates, AverageParametersState(count, average)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -320,6 +320,80 @@ def plot_routing(
   return axes
 
 
+def plot_spectrum(
+  eigenvalues, lipschitz, *, thresholds=None, converged=None, axes=None
+):
+  """Draws eigenvalues of a Hessian against their Lipschitz parameters.
+
+  Each eigenspace is a dot. Where eq. 8's threshold is given, a line goes up
+  from the dot to it, or down from it, coloured by what the dot asks for: second
+  order below the threshold, first order above it and where the curvature is
+  negative.
+
+  Args:
+    eigenvalues: shape (k,), any sign.
+    lipschitz: their Lipschitz parameters, shape (k,), at least 0.
+    thresholds: from which Lipschitz parameter Newton's step may raise the loss,
+      shape (k,).
+    converged: which eigenvalues are trusted, shape (k,); the others are drawn
+      hollow.
+    axes: matplotlib axes to draw on; by default those of a new figure.
+
+  Returns:
+    The axes.
+
+  Raises:
+    ImportError: matplotlib is missing.
+    ValueError: shapes differ.
+
+  >>> from gen_optax import plotting
+  >>> axes = plotting.plot_spectrum(
+  ...   [9.0, 2.0, -0.5], [1.0, 3.0, 1.0], thresholds=[4.0, 0.5, 0.0]
+  ... )
+  >>> axes.get_xlabel()
+  'eigenvalue'
+  >>> plotting.close(axes)
+
+  What `gen_optax.curvature_report` reports; eq. 8 and appendix L of the ELMO
+  paper.
+  """
+  values, lip = (np.asarray(x, float) for x in (eigenvalues, lipschitz))
+  edges = np.full_like(values, np.nan) if thresholds is None else thresholds
+  solid = np.ones(values.shape, bool) if converged is None else converged
+  edges, solid = np.asarray(edges, float), np.asarray(solid, bool)
+  if not values.shape == lip.shape == edges.shape == solid.shape:
+    raise ValueError(
+      f"plot_spectrum takes arrays of one shape, got {values.shape}, "
+      f"{lip.shape}, {edges.shape}, {solid.shape}."
+    )
+  axes = axes if axes is not None else _new_axes()[0]
+  known, above = ~np.isnan(edges), (lip >= edges) | (values <= 0)
+  for name, these, colour in (
+    ("Lipschitz parameter", ~known, COLOURS[6]),
+    ("below the threshold: second order", known & ~above, COLOURS[0]),
+    ("above it, or concave: first order", known & above, COLOURS[1]),
+  ):
+    if not these.any():
+      continue
+    convex = these & known & (values > 0)
+    axes.vlines(values[convex], lip[convex], edges[convex], colour, lw=1)
+    axes.plot(values[convex], edges[convex], "_", color=colour, ms=10, mew=1.5)
+    for part, fill in ((these & solid, colour), (these & ~solid, "white")):
+      axes.plot(
+        *(values[part], lip[part], "o"),
+        **dict(color=colour, mfc=fill, label=name if part.any() else None),
+      )
+      name = name if not part.any() else None
+  if values.size and np.abs(values).max() > 10 * np.abs(values).min():
+    axes.set_xscale("symlog", linthresh=max(np.abs(values).max() / 30, 1e-12))
+  axes.axvline(0, color="0.8", lw=0.8, zorder=0)
+  _log_where_right(axes, [lip[lip > 0], edges[edges > 0]])
+  axes.set_xlabel("eigenvalue")
+  axes.set_ylabel("Lipschitz parameter; bar: threshold of eq. 8")
+  axes.legend(frameon=False, fontsize="small")
+  return axes
+
+
 def leaf_names(tree) -> list[str]:
   """What to call the leaves of a tree, in order: their paths.
 

@@ -34,7 +34,7 @@ def require_separable(
       updates, state = tx.update(
         gradient, state, params, value=jnp.ones(()), grad=gradient, **extra
       )
-      moves.append(updates[0])
+      moves.append(jax.tree.leaves(updates)[0])
     return moves
 
   inputs = {"params": leaf, "diagonal": leaf, "gradients": [leaf] * _STEPS}

@@ -29,7 +29,7 @@ class CurvaturePoint(NamedTuple):
   params: Any
   key: jax.Array
   value_fn: Callable[[Any], jax.Array]
-  logits_fn: Callable[[Any], jax.Array] | None
+  logits_fn: Any
 
 
 class Source(NamedTuple):
@@ -41,7 +41,7 @@ class Source(NamedTuple):
     needs: names of the arguments of `update` that it reads.
   """
 
-  at: Callable[[CurvaturePoint], Any] | None
+  at: Any
   field: str | None = None
   needs: tuple[str, ...] = ("value_fn",)
 

@@ -110,7 +110,7 @@ def chunks(size: int) -> Granularity:
       lambda s, x: s / lengths(x).astype(s.dtype), total, tree
     )
 
-  def spread(groups, leaf):
+  def spread(groups, leaf) -> Any:
     repeat = lambda g: jnp.repeat(g, size)[: leaf.size].reshape(leaf.shape)
     sharding = trees.explicit_sharding(leaf)
     if sharding is None:

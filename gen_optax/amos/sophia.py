@@ -63,7 +63,7 @@ def given_diagonal() -> optax.GradientTransformationExtraArgs:
   """A `hessian_diagonal_fn` that hands on the argument `hessian_diagonal`."""
 
   def update_fn(
-    updates, state, params=None, *, hessian_diagonal=None, **extra_args
+    updates, state, params: Any = None, *, hessian_diagonal=None, **extra_args
   ):
     del updates, extra_args
     if hessian_diagonal is None:

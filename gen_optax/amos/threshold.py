@@ -104,7 +104,9 @@ def by_cuts(groups, cuts):
   """Index N - 1 minus the number of cuts that L exceeds."""
 
   def choose(x):
-    above = sum((x > cut.astype(x.dtype)).astype(CHOICE) for cut in cuts)
+    above = jnp.zeros_like(x, CHOICE)
+    for cut in cuts:
+      above = above + (x > cut.astype(x.dtype)).astype(CHOICE)
     return (len(cuts) - above).astype(CHOICE)
 
   return jax.tree.map(choose, groups)
@@ -215,4 +217,4 @@ def _numbers(given, count: int, what: str, low, high) -> list[jax.Array]:
       f"threshold: {count} optimizers take {wanted} in [{low}, {high}] as "
       f"{what}{'s' if count > 2 else ''}, got {given!r}."
     )
-  return [jnp.asarray(x) for x in numbers]
+  return [jnp.asarray(x) for x in numbers or []]

@@ -232,7 +232,7 @@ def amos_router(
     state,
     params=None,
     *,
-    value_fn=None,
+    value_fn: Any = None,
     logits_fn=None,
     **extra_args,
   ):
@@ -301,7 +301,7 @@ def amos_router(
       updates, state.optimizers, params, choice, healthy, handed
     )
     return routed, AmosRouterState(
-      count=optax.safe_increment(state.count),
+      count=trees.increment(state.count),
       pending=pending,
       drift=drift,
       choice=choice,

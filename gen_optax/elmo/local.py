@@ -101,10 +101,14 @@ def with_optimizer(local: Local, bend, optimizer, state, extra_args):
   """The rest left to an optimizer, and its state after its step."""
   spaces, dtype = local.spaces, local.values.dtype
   left = _project_out(spaces, spaces.gradient)
-  extra_args = dict(extra_args, grad=left, value_fn=spaces.value_fn)
+  handed: dict[str, Any] = {
+    **extra_args,
+    "grad": left,
+    "value_fn": spaces.value_fn,
+  }
   if spaces.value is not None:
-    extra_args["value"] = spaces.value
-  other, after = optimizer.update(left, state, spaces.params, **extra_args)
+    handed["value"] = spaces.value
+  other, after = optimizer.update(left, state, spaces.params, **handed)
   # Momentum remembers eigenvectors of other days.
   other = _project_out(spaces, widen(other))
   size = trees.norm(other, dtype)

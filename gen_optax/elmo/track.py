@@ -131,6 +131,6 @@ def track_lipschitz(
     due = (state.count % every == 0) | ~state.known
     due = due & jnp.isfinite(trees.largest(updates, dtype))
     state = run_if(due, look, state)
-    return updates, state._replace(count=optax.safe_increment(state.count))
+    return updates, state._replace(count=trees.increment(state.count))
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -223,7 +223,13 @@ def scale_by_elmo(
     return top + bottom
 
   def update_fn(
-    updates, state, params=None, *, value_fn=None, value=None, **extra_args
+    updates,
+    state,
+    params=None,
+    *,
+    value_fn: Any = None,
+    value: Any = None,
+    **extra_args,
   ):
     require("scale_by_elmo", params=params, value_fn=value_fn)
     if not sum(leaf.size for leaf in jax.tree.leaves(updates)):
@@ -249,7 +255,7 @@ def scale_by_elmo(
       value = line.scalar_loss(value_fn, params).astype(dtype)
       evaluations = evaluations + 1
     healthy = jnp.isfinite(trees.largest(gradient, dtype))
-    if safeguarded:
+    if safeguarded and value is not None:
       healthy = healthy & jnp.isfinite(value)
 
     # The eigenpairs, and what the oracle says of them.
@@ -298,7 +304,7 @@ def scale_by_elmo(
     if dense and not lazy:
       spectrum = spectrum._replace(vectors=None)
     return move, ScaleByElmoState(
-      count=optax.safe_increment(state.count),
+      count=trees.increment(state.count),
       sigma=trial.sigma,
       spectrum=spectrum,
       known=is_complete,

@@ -106,10 +106,9 @@ def scale_by_gen_paper(
     Algorithms 1 and 2.
   """
   check_options(learning_rate, every, smoothing, horizon)
-  if estimator in ("forward", "hvp"):
-    probes = None
+  exact = estimator in ("forward", "hvp")
   estimate = estimators.make_estimate(
-    estimator, probes, degree, evaluate, rounding=0.0
+    *(estimator, None if exact else probes, degree, evaluate), rounding=0.0
   )
 
   def init_fn(params):
@@ -143,7 +142,7 @@ def scale_by_gen_paper(
       rate, accepted = rule.paper_rule(fit, rate, smoothing)
       return rate, report(fit, accepted, False)
 
-    count = optax.safe_increment(state.count)
+    count = trees.increment(state.count)
     standing = (state.learning_rate, state.info)
     if is_known(every) and every == 1:
       rate, info = refit(standing)

@@ -259,7 +259,7 @@ def scale_by_gen(
         previous_update,
       )
     return trees.scale(updates, emitted), ScaleByGenState(
-      count=optax.safe_increment(state.count),
+      count=trees.increment(state.count),
       learning_rate=new_rate,
       calibrated=calibrated,
       averages=new_averages,

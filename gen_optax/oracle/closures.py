@@ -4,6 +4,8 @@ Every stage reads one closure, `value_fn`: the loss as a function of the
 parameters alone, closed over the batch and the random key of this step.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -126,7 +128,9 @@ def with_full_params(
   """
   inner = optax.with_extra_args_support(inner)
 
-  def update_fn(updates, state, params=None, *, value_fn=None, **extra_args):
+  def update_fn(
+    updates, state, params=None, *, value_fn: Any = None, **extra_args
+  ):
     require("with_full_params", params=params, value_fn=value_fn)
     return inner.update(
       updates,

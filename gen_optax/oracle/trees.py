@@ -4,8 +4,11 @@ They stay in tree space, leaf by leaf, so that a sharded leaf is never gathered,
 and they accumulate in at least float32, whatever the leaves hold.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import optax
 
 from gen_optax.oracle.lazy import run_if
 
@@ -189,7 +192,7 @@ def explicit_sharding(leaf) -> jax.sharding.NamedSharding | None:
   return sharding if explicit else None
 
 
-def keep_sharding(move, x) -> jax.Array:
+def keep_sharding(move, x) -> Any:
   """`move(x)`, of x's shape and on an Explicit mesh of its sharding.
 
   Explicit meshes refuse to cut a sharded axis, as `jnp.roll` does; there the
@@ -199,6 +202,11 @@ def keep_sharding(move, x) -> jax.Array:
   if sharding is None:
     return move(x)
   return jax.sharding.auto_axes(move, out_sharding=sharding)(x)
+
+
+def increment(count) -> jax.Array:
+  """One more, or the same at the largest integer."""
+  return jnp.asarray(optax.safe_increment(count))
 
 
 def scale(tree, factor):

@@ -8,7 +8,7 @@ pair (v, h) moves each entry by two products,
 and a block of at most four entries has a closed-form inverse for B = Q^{-T} v.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ def apply_leaf(groups, leaf, x):
     # Compilers fuse slices into one loop, and not rolls; but they would gather
     # a sharded axis that is sliced, and exchange neighbours for a roll.
     if group.stretched is not None and jax.device_count() == 1:
-      return _apply_by_stretches(group, rows, wide)
+      return _apply_by_stretches(group.stretched, rows, wide)
     return _transposed(group, rows, _product(group, rows, wide))
   out = jnp.zeros(x.size, trees.at_least_float32(x.dtype))
   for group, rows in zip(groups, leaf, strict=True):
@@ -58,9 +58,9 @@ def apply_leaf(groups, leaf, x):
   return out.reshape(x.shape)
 
 
-def _apply_by_stretches(group: Group, rows, x):
+def _apply_by_stretches(axis: int, rows, x):
   """Q'Q x where each of m stretches holds one entry of every block."""
-  m, axis = group.size, group.stretched
+  m = len(rows)
   x = jnp.split(x, m, axis)
   rows = [jnp.split(a, m, axis) for a in rows]
   y = [sum(rows[k][p] * x[(p + k) % m] for k in range(m)) for p in range(m)]
@@ -68,7 +68,7 @@ def _apply_by_stretches(group: Group, rows, x):
   return jnp.concatenate(out, axis)
 
 
-def _product(group: Group, rows, x):
+def _product(group: Group, rows, x) -> Any:
   """Q x."""
   return sum(a * group.shift(x, k) for k, a in enumerate(rows))
 
@@ -78,7 +78,7 @@ def _transposed(group: Group, rows, y):
   return sum(group.shift(a * y, -k) for k, a in enumerate(rows))
 
 
-def _solve_transposed(group: Group, rows, v):
+def _solve_transposed(group: Group, rows, v) -> Any:
   """Q^{-T} v: cofactors of each entry's row over the determinant.
 
   Seen from entry i, block entry p is S^p i and M[p, j] = Q[S^p i, S^j i].

@@ -88,7 +88,8 @@ def on_one_vector(inner: Preconditioner) -> Preconditioner:
 
   def apply(state, updates):
     vector, unravel = ravel_pytree(widen(updates))
-    return unravel(inner.apply(state, vector))
+    product: Any = inner.apply(state, vector)
+    return unravel(product)
 
   return Preconditioner(
     init=lambda params, key: inner.init(flat(params), key),

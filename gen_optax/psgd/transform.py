@@ -276,7 +276,7 @@ def scale_by_psgd(
       factor = factor * jnp.minimum(1.0, limit / jnp.where(norm > 0, norm, 1))
     direction = trees.scale(direction, factor)
     return optax.tree.cast_like(direction, updates), ScaleByPsgdState(
-      count=optax.safe_increment(state.count),
+      count=trees.increment(state.count),
       preconditioner=q,
       scaled=scaled,
       product=product,
