@@ -164,6 +164,119 @@ def test_nnx_closure_sees_the_mask_and_statistics_of_the_gradient():
   assert nnx_loss(nnx.merge(graphdef, late, rest, copy=True), X, Y) != value
 
 
+# A stage that keeps the loss it is told, and what the closure says twice.
+SPY = optax.GradientTransformationExtraArgs(
+  lambda params: {"seen": jnp.zeros(3)},
+  lambda updates, state, params, *, value, value_fn, **_: (
+    optax.tree.zeros_like(updates),
+    {"seen": jnp.stack([value, value_fn(params), value_fn(params)])},
+  ),
+)
+
+
+def step_of_plain_jax():
+  """What the stage saw, and the running mean before and after the step."""
+  keys = jax.random.split(jax.random.key(4), 3)
+  params = {
+    "a": jax.random.normal(keys[0], (5, 16)),
+    "b": jax.random.normal(keys[1], (16, 1)),
+  }
+
+  def loss_fn(params, mean, key):
+    hidden = jax.nn.relu(X @ params["a"])
+    now = hidden.mean(0)
+    keep = jax.random.bernoulli(key, 0.5, hidden.shape)
+    out = jnp.where(keep, 2 * (hidden - now), 0.0) @ params["b"]
+    return jnp.mean((out - Y) ** 2), 0.9 * mean + 0.1 * now
+
+  step = gen_optax.make_step(loss_fn, SPY, has_aux=True)
+  before = jnp.zeros(16)
+  once = loss_fn(params, before, keys[2])[1]
+  _, seen, _, after, _ = step(params, SPY.init(params), before, keys[2])
+  return seen, once, after
+
+
+def step_of_linen():
+  model = LinenNet()
+  variables = model.init(jax.random.key(1), X, train=False)
+  params, stats = variables["params"], variables["batch_stats"]
+
+  @jax.jit
+  def loss(params):
+    out, changes = model.apply(
+      {"params": params, "batch_stats": stats},
+      X,
+      mutable=["batch_stats"],
+      rngs={"dropout": jax.random.key(2)},
+    )
+    return jnp.mean((out - Y) ** 2), changes["batch_stats"]
+
+  class State(TrainState):
+    batch_stats: dict
+
+  @jax.jit
+  def step(state):
+    (value, new), grad = jax.value_and_grad(loss, has_aux=True)(state.params)
+    return state.apply_gradients(
+      grads=grad,
+      value=value,
+      value_fn=lambda p: loss(p)[0],
+      batch_stats=new,
+    )
+
+  state = State.create(
+    apply_fn=model.apply, params=params, tx=SPY, batch_stats=stats
+  )
+  state = step(state)
+  mean_of = lambda stats: stats["BatchNorm_0"]["mean"]
+  return state.opt_state, mean_of(loss(params)[1]), mean_of(state.batch_stats)
+
+
+def step_of_nnx():
+  model, copy = NnxNet(nnx.Rngs(0)), NnxNet(nnx.Rngs(0))
+  copy(X)
+  optimizer = nnx.Optimizer(model, SPY, wrt=nnx.Param)
+
+  @nnx.jit
+  def step(model, optimizer):
+    value, grad, value_fn = value_grad_and_closure(nnx_loss, model, X, Y)
+    optimizer.update(model, grad, value=value, grad=grad, value_fn=value_fn)
+
+  step(model, optimizer)
+  seen = nnx.as_pure(optimizer.opt_state)
+  return seen, copy.norm.mean[...], model.norm.mean[...]
+
+
+@pytest.mark.parametrize(
+  "step", [step_of_plain_jax, step_of_linen, step_of_nnx]
+)
+def test_one_mask_for_all_probes_and_statistics_advance_once(step):
+  state, once, after = step()
+  value, first, second = state["seen"]
+  np.testing.assert_allclose([first, second], value, rtol=1e-6)
+  np.testing.assert_allclose(after, once, rtol=1e-5, atol=1e-6)
+  assert jnp.linalg.norm(after) > 1e-3
+
+
+def test_a_fresh_mask_for_each_probe_is_caught():
+  model = NnxNet(nnx.Rngs(0))
+  graphdef, *parts = nnx.split(model, nnx.Param, ...)
+  params, early = map(nnx.as_pure, parts)
+  value = nnx_loss(model, X, Y)
+  live = lambda p: (nnx.update(model, p), nnx_loss(model, X, Y))[1]
+  with pytest.raises(ValueError, match="one random key"):
+    gen_optax.check_value_fn(live, params, value)
+  model = NnxNet(nnx.Rngs(0))
+  value = nnx_loss(model, X, Y)
+  late = nnx.as_pure(nnx.split(model, nnx.Param, ...)[2])
+  closure_over = lambda rest: (
+    lambda p: nnx_loss(nnx.merge(graphdef, p, rest, copy=True), X, Y)
+  )
+  gen_optax.check_value_fn(closure_over(early), params, value)
+  with pytest.raises(ValueError, match="both must be the same loss"):
+    gen_optax.check_value_fn(closure_over(late), params, value)
+
+
 @pytest.mark.parametrize("evaluate", ["vmap", "map"])
 def test_nnx_trains_under_jit(evaluate):
   model = NnxNet(nnx.Rngs(0))
