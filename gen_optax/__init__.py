@@ -1,4 +1,57 @@
-"""Optax optimizers that set their own learning rate and use curvature."""
+"""Optax optimizers that set their own learning rate and use curvature.
+
+Every transformation reads one closure, the loss as a function of the
+parameters alone, as optax's line searches do:
+
+    tx.update(grad, state, params, value=value, grad=grad, value_fn=value_fn)
+
+`make_step` builds it from a loss function.
+
+Optimizers that set their own learning rate (GeN)
+  gen_sgd, gen_momentum, gen_adam, gen_adamw, gen_lion
+  generalized_newton      any optimizer, without a rate
+  scale_by_gen            the stage behind a complete optimizer
+  scale_by_gen_paper      the paper's rule to the letter
+  skip_implausible        keeps absurd gradients out of moments
+  average_parameters, averaged_parameters
+                          evaluation at an average
+
+Preconditioners on Lie groups, fitted online (PSGD)
+  psgd_diagonal, psgd_xmat, psgd_butterfly, psgd_lra, psgd_dense, psgd_kron
+  scale_by_psgd           the stage; structures are in `psgd`
+
+The minmax step in each eigenspace of the Hessian (ELMO)
+  elmo_dense              exact, for few parameters
+  elmo_lanczos            the extreme eigenspaces by Lanczos
+  scale_by_elmo           the stage; its pieces are in `elmo`
+  track_lipschitz         Lipschitz parameters along any optimizer's path
+  curvature_report        what the curvature says of first and second order
+
+A router of several optimizers (AMOS)
+  amos_router             each part to the optimizer that suits its curvature
+                          (Sophia and the paper's settings are in `amos`)
+
+Training
+  make_step               a jitted step from a loss function
+  metrics                 what the stages report, for a logger
+  flax_training           linen and nnx
+
+The closure: its check, its adapters, what it can be asked
+  check_value_fn          before the first step
+  with_full_params        for stages inside optax.masked, optax.partition
+  keep_extra_args, rename_extra_args
+                          beside stages that are strict, or name it otherwise
+  average_over            the mean over a mapped axis
+  hvp, third_derivative, extreme_eigenpairs, eigenvalue_gradient,
+  hutchinson_diagonal, gauss_newton_bartlett_diagonal
+
+problems                  test functions with their minima
+plotting                  pictures of a run
+
+States and what they report: ScaleByGenState, ScaleByGenPaperState, GenInfo,
+ScaleByPsgdState, PsgdInfo, ScaleByElmoState, ElmoInfo, AmosRouterState,
+AmosInfo, Eigenpairs, StepResult.
+"""
 
 import importlib
 

@@ -95,7 +95,12 @@ def averaged_parameters(state: optax.OptState) -> optax.Params:
   Raises:
     KeyError: the state holds none, or several.
 
-  Example: see `average_parameters`.
+  Example:
+
+    >>> import jax.numpy as jnp, gen_optax
+    >>> state = gen_optax.average_parameters().init({"w": jnp.ones(2)})
+    >>> print(gen_optax.averaged_parameters(state)["w"])
+    [1. 1.]
   """
   found = optax.tree.get(state, "AverageParametersState")
   if found is None:

@@ -397,6 +397,12 @@ def plot_spectrum(
 def leaf_names(tree) -> list[str]:
   """What to call the leaves of a tree, in order: their paths.
 
+  Args:
+    tree: any tree, such as the parameters.
+
+  Returns:
+    A name for each leaf, as `plot_routing` takes them.
+
   >>> from gen_optax import plotting
   >>> plotting.leaf_names({"dense": {"kernel": 0, "bias": 0}})
   ['dense/bias', 'dense/kernel']
@@ -409,6 +415,9 @@ def leaf_names(tree) -> list[str]:
 
 def close(axes) -> None:
   """Frees the figure that `axes` belongs to; notebooks keep figures alive.
+
+  Args:
+    axes: what a function of this module returned.
 
   >>> from gen_optax import plotting
   >>> plotting.close(plotting.plot_line([0, 1, 2], [2, 1, 2], 2.0, 2.0))

@@ -60,7 +60,21 @@ def sophia(
 
 
 def given_diagonal() -> optax.GradientTransformationExtraArgs:
-  """A `hessian_diagonal_fn` that hands on the argument `hessian_diagonal`."""
+  """A `hessian_diagonal_fn` that hands on the argument `hessian_diagonal`.
+
+  Returns:
+    A transformation for `optax.contrib.sophia` and its like.
+
+  Raises:
+    ValueError: there is no such argument, outside a router.
+
+  Example:
+
+    >>> import optax
+    >>> from gen_optax import amos
+    >>> tx = optax.contrib.sophia(
+    ...   1e-3, hessian_diagonal_fn=amos.given_diagonal())
+  """
 
   def update_fn(
     updates, state, params: Any = None, *, hessian_diagonal=None, **extra_args

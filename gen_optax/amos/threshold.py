@@ -164,6 +164,16 @@ def quantiles(groups, sizes, shares) -> jax.Array:
 
   Returns:
     Shape (k,); 0 where there are no parameters.
+
+  Example:
+
+    >>> import jax.numpy as jnp
+    >>> from gen_optax import amos
+    >>> found = amos.quantiles(
+    ...   [jnp.array(3.0), jnp.array(1.0)], [jnp.array(6), jnp.array(4)],
+    ...   (0.2, 0.5))
+    >>> print(found)
+    [1. 3.]
   """
   dtype = trees.scalar_dtype(groups)
   bits = jnp.dtype(f"int{8 * dtype.itemsize}")

@@ -29,8 +29,17 @@ def hvp(value_fn: ValueFn, params: optax.Params, vector: optax.Updates):
   Returns:
     `(gradient, product)`, each a tree like the widened parameters.
 
-  Costs about one gradient with its tangent: two to three times F + B, and the
+  Cost: about one gradient with its tangent: two to three times F + B, and the
   activations of both.
+
+  Example:
+
+    >>> import jax.numpy as jnp, gen_optax
+    >>> loss = lambda w: w[0] ** 2 + 3 * w[0] * w[1]
+    >>> gradient, product = gen_optax.hvp(
+    ...   loss, jnp.ones(2), jnp.array([1.0, 0.0]))
+    >>> print(product)
+    [2. 3.]
   """
   wide = widen(params)
   tangent = jax.tree.map(lambda p, v: v.astype(p.dtype), wide, vector)

@@ -82,6 +82,18 @@ def cyclic(size: int) -> Partition:
 
   Args:
     size: m, the number of entries in a block, at least 1.
+
+  Returns:
+    What `blocks` takes: from the shape of a leaf to its groups of blocks.
+
+  Raises:
+    ValueError: `size` is not a positive integer.
+
+  Example:
+
+    >>> import gen_optax
+    >>> pairs = gen_optax.psgd.blocks(gen_optax.psgd.cyclic(2))
+    >>> tx = gen_optax.scale_by_psgd(pairs)
   """
   _check_size(size)
 
@@ -110,6 +122,18 @@ def neighbours(size: int) -> Partition:
 
   Args:
     size: m, the number of entries in a block, at least 1.
+
+  Returns:
+    What `blocks` takes: from the shape of a leaf to its groups of blocks.
+
+  Raises:
+    ValueError: `size` is not a positive integer.
+
+  Example:
+
+    >>> import gen_optax
+    >>> pairs = gen_optax.psgd.blocks(gen_optax.psgd.neighbours(2))
+    >>> tx = gen_optax.scale_by_psgd(pairs)
   """
   _check_size(size)
 
