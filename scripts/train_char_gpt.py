@@ -17,6 +17,7 @@ where it stopped.
 
 import time
 
+import matplotlib.pyplot as plt
 import numpy as np
 from common import cli, gpt_lab
 from common.report import number, table
@@ -154,35 +155,30 @@ def smooth(curves, window=20):
 
 def draw(lab, args, curves):
   """Loss over time, and for each router which leaf was with SGD, and when."""
-  import matplotlib
-
-  matplotlib.use("Agg")
-  import matplotlib.pyplot as plt
-
+  path = args.out / f"{args.size}.png"
+  path.parent.mkdir(parents=True, exist_ok=True)
   routed = [name for name in args.methods if is_routed(name)]
-  figure, axes = plt.subplots(
-    1,
-    1 + len(routed),
-    figsize=(5 + 5 * len(routed), 5),
-    layout="constrained",
-    squeeze=False,
-  )
-  plotting.plot_history(curves, loss_label="training loss", axes=axes[0, :1])
-  axes[0, 0].set_ylim(
-    top=2 * max(curve[:, 0].max() for curve in curves.values())
-  )
-  names = plotting.leaf_names(lab.params)
-  for name, panel in zip(routed, axes[0, 1:], strict=True):
+  rows = 1 + (len(routed) + 1) // 2
+  figure = plt.figure(figsize=(11, 3.8 * rows), layout="constrained")
+  grid = figure.add_gridspec(rows, 2)
+  panel = figure.add_subplot(grid[0, :])
+  plotting.plot_history(curves, loss_label="training loss", axes=[panel])
+  panel.set_ylim(top=1.02 * max(np.median(x[:, 0]) for x in curves.values()))
+  panel.set_title("Mean of 20 batches; bands: from the best to the worst seed")
+  names = [
+    name.removeprefix("params/").replace("MultiHeadDotProduct", "")
+    for name in plotting.leaf_names(lab.params)
+  ]
+  for k, name in enumerate(routed):
+    panel = figure.add_subplot(grid[1 + k // 2, k % 2])
     first = np.asarray(lab.confirm(name)[0]["leaves"], float)
     plotting.plot_routing(
-      first[..., None],
-      names,
+      *(first[..., None], names),
       steps=gpt_lab.EVERY * np.arange(len(first)),
       axes=panel,
     )
-    panel.set_title(f"{gpt_lab.ENTRIES[name].label}: part with SGD")
-  path = args.out / f"{args.size}.png"
-  path.parent.mkdir(parents=True, exist_ok=True)
+    panel.set_title(gpt_lab.ENTRIES[name].label, fontsize="medium")
+    figure.axes[-1].set_ylabel("part with SGD")
   figure.savefig(path, dpi=110)
   plt.close(figure)
   return path

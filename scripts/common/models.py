@@ -160,3 +160,55 @@ class GPT(nn.Module):
       back = nn.Dense(self.width, use_bias=False, kernel_init=writes)
       x = x + back(nn.gelu(hidden(norm()(x))))
     return embed.attend(norm()(x))
+
+
+class ResNet(nn.Module):
+  """Basic blocks in three stages, of w, 2w and 4w channels.
+
+  With `skips=False` the same layers in the same order, and nothing goes past
+  them. Group normalisation in place of batch normalisation: a loss that depends
+  on its own example alone is the same function wherever it is evaluated.
+  """
+
+  width: int = 8
+  blocks: int = 1
+  skips: bool = True
+  classes: int = 10
+
+  @nn.compact
+  def __call__(self, x):
+    norm = lambda: nn.GroupNorm(num_groups=4)
+    x = nn.relu(norm()(Conv(self.width, 3)(x)))
+    for stage in range(3):
+      channels = self.width * 2**stage
+      x = max_pool(x) if stage else x
+      for _ in range(self.blocks):
+        past = x if x.shape[-1] == channels else nn.Dense(channels)(x)
+        x = nn.relu(norm()(Conv(channels, 3)(x)))
+        x = norm()(Conv(channels, 3)(x))
+        x = nn.relu(x + past if self.skips else x)
+    return nn.Dense(self.classes)(x.mean((1, 2)))
+
+
+class ViT(nn.Module):
+  """A vision transformer: square patches, pre-norm blocks, mean pooling."""
+
+  width: int = 32
+  blocks: int = 2
+  heads: int = 4
+  patch: int = 2
+  classes: int = 10
+
+  @nn.compact
+  def __call__(self, x):
+    images, height, width, channels = x.shape
+    rows, columns, p = height // self.patch, width // self.patch, self.patch
+    x = x[:, : rows * p, : columns * p]
+    x = x.reshape(images, rows, p, columns, p, channels).swapaxes(2, 3)
+    x = nn.Dense(self.width)(x.reshape(images, rows * columns, -1))
+    x = x + self.param("position", nn.initializers.normal(0.02), x.shape[1:])
+    for _ in range(self.blocks):
+      x = x + nn.MultiHeadDotProductAttention(self.heads)(nn.LayerNorm()(x))
+      hidden = nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(x)))
+      x = x + nn.Dense(self.width)(hidden)
+    return nn.Dense(self.classes)(nn.LayerNorm()(x).mean(1))

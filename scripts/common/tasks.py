@@ -204,3 +204,30 @@ def cifar_cnn(data_dir: Path | None) -> Task:
     steps=300,
     judged_by="accuracy",
   )
+
+
+def vision(network: str, images: str, width: int, data_dir=None) -> Task:
+  """A residual or plain network or a vision transformer, of any width."""
+  data, patch, batch_size, steps = {
+    "digits": lambda: (data_sets.digits(), 2, 64, 300),
+    "mnist": lambda: (
+      *(data_sets.mnist(data_dir, size=14, train=10_000), 2, 64, 500),
+    ),
+    "cifar": lambda: (data_sets.cifar10_30k(data_dir), 4, 128, 2000),
+  }[images]()
+  model, name = {
+    "resnet": (models.ResNet(width), "residual network"),
+    "plain": (models.ResNet(width, skips=False), "the same without skips"),
+    "vit": (models.ViT(4 * width, patch=patch), "vision transformer"),
+  }[network]
+  return _task(
+    f"{images}/{network}{width}",
+    f"{name}, width {width if network != 'vit' else 4 * width}, on {images}",
+    data,
+    model,
+    _classification,
+    batch_size=batch_size,
+    steps=steps,
+    judged_by="accuracy",
+    scored=2000,
+  )

@@ -94,14 +94,25 @@ def scheduled(make_base: Callable) -> Method:
   return Method(make, rate)
 
 
+SCHEDULES = ("constant", "linear", "cosine", "warm-up", "1/sqrt(t)", "1/t")
+
+
 def schedule_shape(name: str, steps: int) -> np.ndarray:
-  """Factors on the peak rate over a run, shape (steps,)."""
+  """Factors on the peak rate over a run, shape (steps,).
+
+  The warm-up rises over a tenth of the run and falls linearly. The powers of t
+  start to fall after the first twentieth.
+  """
   done = np.arange(steps, dtype=np.float32) / steps
+  late = np.maximum(20 * done, 1)
   return {
     "constant": np.ones(steps, np.float32),
     "linear": 1 - done,
     "cosine": (1 + np.cos(np.pi * done)) / 2,
-  }[name]
+    "warm-up": np.minimum(10 * (done + 1 / steps), (1 - done) / 0.9),
+    "1/sqrt(t)": late**-0.5,
+    "1/t": 1 / late,
+  }[name].astype(np.float32)
 
 
 def untuned_gen(make_base: Callable, every: int = 1) -> Method:
