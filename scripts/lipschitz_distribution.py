@@ -121,7 +121,9 @@ class Study:
           *(self.problem(case), seeds, found["rate"]),
           *(self.args.looks, chunk, bar),
         )
-      return {**seen, "rate": found["rate"]}
+      pixels = self.split.x.shape[1]
+      outputs = pixels if CASES[case].kind == "autoencoder" else 1
+      return {**seen, "rate": found["rate"], "averaged_over": outputs}
 
     return self.results.get(f"looks/{case}", make)
 

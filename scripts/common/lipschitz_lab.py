@@ -58,10 +58,13 @@ def best_length(loss, params, slope, vector):
   return jnp.asarray(LENGTHS)[jnp.nan_to_num(after, nan=jnp.inf).argmin()]
 
 
-def decreases(loss, params, value, slopes, values, vectors, rate):
-  """What Newton's step and gradient descent's save, along `vectors` only."""
-  newton = loss(params - (slopes / values) @ vectors)
-  descent = loss(params - (rate * slopes) @ vectors)
+def decreases(loss, params, value, slopes, values, vectors, rate, rest=0.0):
+  """What Newton's step and gradient descent's save, along `vectors` only.
+
+  With `rest`, a step in what `vectors` leave, both take that too.
+  """
+  newton = loss(params + rest - (slopes / values) @ vectors)
+  descent = loss(params + rest - (rate * slopes) @ vectors)
   return value - jnp.stack([newton, descent])
 
 
@@ -96,9 +99,11 @@ def look(loss, params, arc, rate):
   )
   best = [best_length(loss, params, c, v) for c, _, v in each_end]
 
-  def saved(count):
+  def saved(count, rest=0.0):
     part = slopes[:count], pairs.values[:count], pairs.vectors[:count]
-    return decreases(loss, params, value, *part, rate)
+    return decreases(loss, params, value, *part, rate, rest)
+
+  rest = rate * (slopes[:TOP] @ pairs.vectors[:TOP] - gradient)
 
   return {
     **found,
@@ -108,6 +113,7 @@ def look(loss, params, arc, rate):
     "best": jnp.stack(best),
     "saved": saved(1),
     "saved_top": saved(TOP),
+    "saved_step": saved(TOP, rest),
     "share": jnp.sum(slopes[:TOP] ** 2) / jnp.sum(gradient**2),
   }, arc
 

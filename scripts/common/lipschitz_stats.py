@@ -135,6 +135,14 @@ def spread_over_spaces(record, estimate) -> float:
   return float(np.nanmedian(logs.max(-1) - logs.min(-1)))
 
 
+def of_summed_loss(record, estimate) -> np.ndarray:
+  """log10 of L+ of the loss summed over what the autoencoder averages over.
+
+  At the same parameters that is so many times as much.
+  """
+  return ends(record, estimate)[0] + np.log10(record["averaged_over"])
+
+
 def threshold_ratio(record, estimate) -> np.ndarray:
   """log10 of L+ over eq. 8's threshold, which has no unit; (seeds, looks)."""
   plus, _ = ends(record, estimate)
