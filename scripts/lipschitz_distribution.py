@@ -2,11 +2,13 @@
 
 Section 5 and appendices E, I and L of the ELMO/AMOS paper in kind, on nets of a
 few thousand parameters. Along runs of SGD the Lipschitz parameters of the
-largest (L+) and the smallest eigenvalue's space (L-) are estimated in four
+largest (L+) and the smallest eigenvalue's space (L-) are estimated in five
 ways, which disagree:
 
   |D3f[v,v,v]|  the change of the curvature along the eigenvector itself
   |D3f[v,v,.]|  the norm of the eigenvalue's gradient
+  remainder     6 |f - its quadratic| / s^3 after Newton's length s = |c / h|
+                down along the eigenvector, c the slope and h the curvature
   validated     the smallest power of 2 whose minmax step along the eigenvector
                 saves at least half of what the upper model promises
   EigenARC      algorithm 3, which the paper measured with
@@ -28,14 +30,15 @@ import jax
 import numpy as np
 from common import cli, lipschitz_cases, lipschitz_lab, lipschitz_tables
 from common import lipschitz_pictures as pictures
+from common import lipschitz_stats as stats
 from common.lipschitz_cases import CASES
 from common.lipschitz_claims import all_claims
 from tqdm import tqdm
 
-# Exponents of ten that are searched for SGD's rate.
-EXPONENTS = (-1.5, -1.0, -0.5, 0.0, 0.5)
-# The hybrid tries each damping with half as many rates as SGD has.
-FINE = tuple(np.arange(-1.75, 0.51, 0.25).tolist())
+# Powers of ten among which rates are searched. The hybrid tries each of its
+# dampings with half as many as SGD.
+SGD_RATES = tuple(np.arange(-1.75, 0.51, 0.25).tolist())
+HYBRID_RATES = (-1.5, -1.0, -0.5, 0.0, 0.5)
 DAMPINGS = (0.1, 1.0)
 COMPARED = ("residual", "plain", "autoencoder")
 SGD, HYBRID = "SGD", "Newton in the top 5, SGD elsewhere"
@@ -52,7 +55,7 @@ def parse_arguments():
   if args.quick:
     args.steps, args.seeds, args.looks = args.steps or 40, 2, 8
     args.width, args.depth, searching = 8, 3, 1
-  args.steps = args.steps or 600
+  args.steps = args.steps or 1200
   unit = args.looks * lipschitz_lab.REFRESH
   if args.steps % args.looks or args.steps % lipschitz_lab.REFRESH:
     raise SystemExit(
@@ -91,8 +94,12 @@ class Study:
       *(CASES[case], self.problem(case), self.split, seeds, self.args.steps)
     )
 
-  def search(self, case, exponents, damping=None) -> dict:
+  def search(self, case, damping=None) -> dict:
     """SGD's best rate, or the hybrid's with a damping, by the last loss."""
+    quick = self.args.quick
+    rates = SGD_RATES if damping is None else HYBRID_RATES
+    if quick:
+      rates = rates[2::2] if damping is None else rates[1:3]
 
     def make():
       problem = self.problem(case)
@@ -102,57 +109,54 @@ class Study:
         losses = lipschitz_lab.train(problem, seeds, rates, damping)
         return lipschitz_lab.last_loss(losses).mean(1)
 
-      extensions = 0 if self.args.quick else 4
-      return lipschitz_lab.search(score, exponents, extensions)._asdict()
+      return lipschitz_lab.search(score, rates, 0 if quick else 4)._asdict()
 
     which = "sgd" if damping is None else f"hybrid-{damping:g}"
-    key = f"rate/{case}/{which}/{len(exponents)}"
-    return self.results.get(key, make)
+    return self.results.get(f"rate/{case}/{which}", make)
 
   def measured(self, case) -> dict:
     """What `lipschitz_lab.look` saw along SGD's run, and the rate."""
-    found = self.search(case, EXPONENTS[::2] if self.args.quick else EXPONENTS)
-    chunk = 4 if self.args.quick else 10
+    rate = self.search(case)["rate"]
 
     def make():
       seeds = self.seeds(case, self.args.report_seeds)
       with tqdm(total=self.args.steps, desc=case, unit="step") as bar:
         seen = lipschitz_lab.measure(
-          *(self.problem(case), seeds, found["rate"]),
-          *(self.args.looks, chunk, bar),
+          *(self.problem(case), seeds, rate, self.args.looks),
+          *(4 if self.args.quick else 10, bar),
         )
       pixels = self.split.x.shape[1]
       outputs = pixels if CASES[case].kind == "autoencoder" else 1
-      return {**seen, "rate": found["rate"], "averaged_over": outputs}
+      return {**seen, "rate": rate, "averaged_over": outputs}
 
     return self.results.get(f"looks/{case}", make)
 
   def compared(self, case) -> dict:
-    """SGD and the hybrid at their best rates, with as many trials."""
-    quick = self.args.quick
-    fine, coarse = (FINE[2::2], EXPONENTS[1:3]) if quick else (FINE, EXPONENTS)
-    tried = {None: self.search(case, fine)}
-    tried |= {d: self.search(case, coarse, d) for d in DAMPINGS}
+    """SGD, as measured, and the hybrid at its best, with as many trials."""
+    tried = {damping: self.search(case, damping) for damping in DAMPINGS}
     best = min(DAMPINGS, key=lambda d: min(map(float, tried[d]["scores"])))
-    trials = sum(len(tried[d]["rates"]) for d in DAMPINGS)
+    rate = tried[best]["rate"]
 
-    def make(damping):
+    def make():
+      problem = self.problem(case)
       seeds = self.seeds(case, self.args.report_seeds)
-      rate = tried[damping]["rate"]
-      losses = lipschitz_lab.train(
-        *(self.problem(case), seeds, [rate], damping)
-      )[0]
-      return {
-        "losses": losses,
-        "last": lipschitz_lab.last_loss(losses),
-        "rate": rate,
-        "damping": damping,
-        "trials": trials if damping else len(tried[None]["rates"]),
-      }
+      return lipschitz_lab.train(problem, seeds, [rate], best)[0]
 
+    sgd = np.array(self.measured(case)["loss"], float)
+    hybrid = np.array(self.results.get(f"hybrid/{case}", make), float)
     return {
-      name: self.results.get(f"train/{case}/{name}", lambda d=d: make(d))
-      for name, d in ((SGD, None), (HYBRID, best))
+      SGD: {
+        "losses": sgd.reshape(len(sgd), -1),
+        "rate": self.search(case)["rate"],
+        "damping": None,
+        "trials": len(self.search(case)["rates"]),
+      },
+      HYBRID: {
+        "losses": hybrid,
+        "rate": rate,
+        "damping": best,
+        "trials": sum(len(found["rates"]) for found in tried.values()),
+      },
     }
 
 
@@ -172,10 +176,12 @@ def main():
     print(f"  {case}: {problem.kind}, {problem.size} parameters")
   records = {case: study.measured(case) for case in CASES}
   training = {}
-  for case in (bar := tqdm(COMPARED, desc="SGD and hybrid", unit="task")):
+  # Nearly all of the quick form's time is compilation.
+  compared = COMPARED[1:] if args.quick else COMPARED
+  for case in (bar := tqdm(compared, desc="SGD and hybrid", unit="task")):
     training[case] = study.compared(case)
-    losses = (np.mean(run["last"]) for run in training[case].values())
-    bar.set_postfix_str(" / ".join(f"loss {loss:.4f}" for loss in losses))
+    last = (stats.last_loss(run) for run in training[case].values())
+    bar.set_postfix_str(" / ".join(f"loss {x.mean():.4f}" for x in last))
   lipschitz_tables.show(records, training, lipschitz_lab.control())
   lipschitz_tables.show_claims(all_claims(records, training))
 

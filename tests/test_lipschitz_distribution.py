@@ -35,6 +35,13 @@ def test_validated_is_the_first_power_of_two_that_keeps_half(x64, h, true):
   assert found == expected
 
 
+@pytest.mark.parametrize("h", [2.0, -0.7])
+def test_remainder_of_a_cubic_is_its_parameter(x64, h):
+  loss = lambda x: 0.6 * x[0] + h * x[0] ** 2 / 2 - 3 / 6 * x[0] ** 3
+  found = lab.remainder(loss, jnp.zeros(1), 0.0, 0.6, h, jnp.ones(1))
+  assert found == pytest.approx(3)
+
+
 def test_trial_steps_cannot_see_the_convex_parameter(x64):
   """Both true parameters are 1; L+ << L- is the ratio test's doing."""
   found = lab.control()
@@ -43,16 +50,29 @@ def test_trial_steps_cannot_see_the_convex_parameter(x64):
   assert found["eigen_arc"][0] < 1e-2 < 0.1 < found["eigen_arc"][1] < 10
 
 
-def test_decreases_and_best_length_on_a_quadratic(x64):
-  c, h, rate = jnp.array([0.3, -0.2]), jnp.array([4.0, 2.0]), 0.1
+def test_best_length_on_a_quadratic(x64):
+  c, h = jnp.array([0.3, -0.2]), jnp.array([4.0, 2.0])
   loss = lambda x: c @ x + h @ x**2 / 2
-  start, axes = jnp.zeros(2), jnp.eye(2)
-  newton, descent = lab.decreases(loss, start, 0.0, c, h, axes, rate)
-  np.testing.assert_allclose(newton, jnp.sum(c**2 / (2 * h)))
-  np.testing.assert_allclose(descent, jnp.sum(rate * c**2 * (1 - rate * h / 2)))
-  for i in range(2):
-    best = lab.best_length(loss, start, c[i], axes[i])
-    assert abs(np.log2(best * h[i] / abs(c[i]))) < 0.2
+  for slope, curve, axis in zip(c, h, jnp.eye(2), strict=True):
+    best = lab.best_length(loss, jnp.zeros(2), 0.0, slope, curve, axis)
+    assert abs(np.log2(best * curve / abs(slope))) < 0.2
+
+
+def test_moves_that_are_compared(x64):
+  """In the basis of the eigenvectors, entry by entry."""
+  n, rate = lab.TOP + 3, 0.1
+  rng = np.random.default_rng(0)
+  gradient, values = rng.normal(size=n), np.arange(1.0, n + 1)
+  found = lab.moves_of(gradient, gradient, values, np.eye(n), rate)
+  newton, descent = -gradient / values, -rate * gradient
+  inside = np.arange(n) < lab.TOP
+  first = np.arange(n) < 1
+  for name, sides in {
+    "saved": (first * newton, first * descent),
+    "saved_top": (inside * newton, inside * descent),
+    "saved_step": (np.where(inside, newton, descent), descent),
+  }.items():
+    np.testing.assert_allclose(found[name], np.stack(sides), atol=1e-12)
 
 
 def test_a_look_agrees_with_the_dense_hessian(x64):

@@ -51,21 +51,40 @@ def validated(loss, params, value, slope, curvature, vector):
   return jnp.where(kept.any(), jnp.asarray(lipschitz)[kept.argmax()], jnp.nan)
 
 
-def best_length(loss, params, slope, vector):
+def remainder(loss, params, value, slope, curvature, vector):
+  """6 |f - its quadratic| / s^3 after Newton's length s down along `vector`.
+
+  The L that the cubic models need there, and by the same rule for both signs of
+  the curvature. Lengths below 1e-3 would show rounding, and are taken as that.
+  """
+  s = jnp.maximum(jnp.abs(slope / curvature), 1e-3)
+  x = -jnp.sign(slope) * s
+  quadratic = x * (slope + curvature / 2 * x)
+  change = loss(params + x * vector) - value
+  return 6 * jnp.abs(change - quadratic) / s**3
+
+
+def best_length(loss, params, value, slope, curvature, vector):
   """The step down along `vector` with the lowest loss, among `LENGTHS`."""
+  del value, curvature
   down = -jnp.sign(slope) * vector
   after = jax.vmap(lambda s: loss(params + s * down))(jnp.asarray(LENGTHS))
   return jnp.asarray(LENGTHS)[jnp.nan_to_num(after, nan=jnp.inf).argmin()]
 
 
-def decreases(loss, params, value, slopes, values, vectors, rate, rest=0.0):
-  """What Newton's step and gradient descent's save, along `vectors` only.
+def moves_of(gradient, slopes, values, vectors, rate) -> dict:
+  """Newton's and gradient descent's moves that are compared, two by two."""
 
-  With `rest`, a step in what `vectors` leave, both take that too.
-  """
-  newton = loss(params + rest - (slopes / values) @ vectors)
-  descent = loss(params + rest - (rate * slopes) @ vectors)
-  return value - jnp.stack([newton, descent])
+  def part(sizes, count):
+    return sizes[:count] @ vectors[:count]
+
+  newton, descent = -slopes / values, -rate * slopes
+  rest = -rate * gradient - part(descent, TOP)
+  pairs = {
+    name: jnp.stack([part(newton, count), part(descent, count)])
+    for name, count in (("saved", 1), ("saved_top", TOP))
+  }
+  return pairs | {"saved_step": pairs["saved_top"] + rest}
 
 
 def look(loss, params, arc, rate):
@@ -93,27 +112,22 @@ def look(loss, params, arc, rate):
     name: oracle.estimate(spaces, ())[0] for name, oracle in ORACLES.items()
   }
   found["eigen_arc"], arc, _ = EIGEN_ARC.estimate(ends, arc)
-  each_end = list(zip(ends.slopes, ends.values, ends.vectors, strict=True))
-  found["validated"] = jnp.stack(
-    [validated(loss, params, value, *end) for end in each_end]
+  # One program for both ends, and one for all moves: it takes long to compile.
+  at_ends = (ends.slopes, ends.values, ends.vectors)
+  for along in (remainder, validated, best_length):
+    one = functools.partial(along, loss, params, value)
+    found[along.__name__] = jax.vmap(one)(*at_ends)
+  moves = moves_of(gradient, slopes, pairs.values, pairs.vectors, rate)
+  after = jax.vmap(lambda move: loss(params + move))(
+    jnp.concatenate(list(moves.values()))
   )
-  best = [best_length(loss, params, c, v) for c, _, v in each_end]
-
-  def saved(count, rest=0.0):
-    part = slopes[:count], pairs.values[:count], pairs.vectors[:count]
-    return decreases(loss, params, value, *part, rate, rest)
-
-  rest = rate * (slopes[:TOP] @ pairs.vectors[:TOP] - gradient)
-
+  saved = value - after.reshape(len(moves), 2)
   return {
     **found,
+    **dict(zip(moves, saved, strict=True)),
     "values": pairs.values,
     "slopes": slopes,
     "residuals": pairs.residuals,
-    "best": jnp.stack(best),
-    "saved": saved(1),
-    "saved_top": saved(TOP),
-    "saved_step": saved(TOP, rest),
     "share": jnp.sum(slopes[:TOP] ** 2) / jnp.sum(gradient**2),
   }, arc
 
@@ -166,7 +180,7 @@ def measured_training(problem: Problem):
         return params - rate * gradient, value
 
       params, losses = jax.lax.scan(step, params, rows)
-      return (params, arc), {**seen, "loss": losses.mean()}
+      return (params, arc), {**seen, "loss": losses}
 
     return jax.lax.scan(look_and_train, (params, arc), rows)
 
@@ -188,7 +202,7 @@ def measure(problem: Problem, seeds: Seeds, rate, looks, chunk, bar) -> dict:
       *(params, arc, seeds.x, seeds.y, rows[:, start : start + chunk], rate)
     )
     seen.append(jax.device_get(part))
-    bar.update(part["loss"].shape[1] * (steps // looks))
+    bar.update(part["loss"][0].size)
     bar.set_postfix(loss=f"{seen[-1]['loss'][:, -1].mean():.4f}")
   return {
     name: np.concatenate([part[name] for part in seen], axis=1)

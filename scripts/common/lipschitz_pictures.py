@@ -54,6 +54,13 @@ def draw_curves(path, records, groups, steps):
         ):
           draw_band(panel, logs, steps, color=colour, ls=dashes)
       panel.set(yscale="log", title=label)
+      part = max(stats.at_floor(records[c], name)[0] for c in cases)
+      if part > 0.5:
+        panel.text(
+          *(0.97, 0.09, f"L+ at the estimate's floor\nin {100 * part:.0f} %"),
+          transform=panel.transAxes,
+          ha="right",
+        )
     row[0].set_ylabel("Lipschitz parameter")
     entries = [
       *(
@@ -66,6 +73,8 @@ def draw_curves(path, records, groups, steps):
       row[0].plot([], [], label=entry, **style)
   for panel in axes[-1]:
     panel.set_xlabel("training step")
+  for panel in axes.flat:
+    name_ticks(panel.yaxis, *panel.get_ylim())
   handles = {}
   for row in axes:
     lines, labels = row[0].get_legend_handles_labels()
@@ -81,6 +90,17 @@ def draw_curves(path, records, groups, steps):
         *(lines, labels), loc="center left", bbox_to_anchor=(1, 0.5)
       )
   save(figure, path)
+
+
+def name_ticks(axis, low, high):
+  """Readable ticks on a logarithmic axis of little more than a decade."""
+  from matplotlib import ticker
+
+  if high < 100 * low:
+    subs = (1, 2, 5) if high < 10 * low else (1, 3)
+    axis.set_major_locator(ticker.LogLocator(subs=subs))
+    axis.set_major_formatter("{x:g}")
+  axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def draw_band(panel, logs, steps, **style):
@@ -119,6 +139,7 @@ def draw_scatter(path, records, names=("gradient", "third")):
       panel.set_yscale("symlog", linthresh=10.0 ** np.floor(np.log10(typical)))
       panel.axhline(0, color="0.5", lw=0.8)
       panel.set_xscale("log")
+      name_ticks(panel.xaxis, *panel.get_xlim())
       panel.set_title(
         f"{TITLES[case]}\nr = {found.seeds.mean:.2f}, p = "
         f"{found.seeds.p:.1g} over seeds",

@@ -10,11 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
+from common import lipschitz_lab
 from common.lipschitz_lab import EXPONENTS, TOP
 
 ESTIMATES = {
   "third": "|D3f[v,v,v]|",
   "gradient": "|D3f[v,v,.]|",
+  "remainder": "remainder",
   "validated": "validated",
   "eigen_arc": "EigenARC",
 }
@@ -50,8 +52,9 @@ def ends(record, estimate) -> tuple[np.ndarray, np.ndarray]:
 def at_floor(record, estimate) -> tuple[float, float]:
   """The parts of L+ and of L- that are the estimate's lowest number."""
   if estimate not in FLOORS:
-    return np.nan, np.nan
-  lowest = np.log10(FLOORS[estimate]) + 1e-6
+    return 0.0, 0.0
+  # EigenARC halves, and stops short of its floor.
+  lowest = np.log10(2 * FLOORS[estimate]) - 1e-6
   return tuple(
     float(np.mean(side[np.isfinite(side)] <= lowest))
     for side in ends(record, estimate)
@@ -166,6 +169,11 @@ def first_order_share(record, estimate) -> OverSeeds:
   return over_seeds(mean(over, (1, 2)))
 
 
+def last_loss(run) -> np.ndarray:
+  """The mean loss of the last tenth of steps, one for each seed."""
+  return lipschitz_lab.last_loss(array(run, "losses"))
+
+
 # --- contrasts of two cases ---------------------------------------------------
 
 
@@ -236,19 +244,18 @@ def partial_spearman(x, y, given) -> float:
   return pearson(left(x), left(y))
 
 
-def correlate(record, estimate, top=False) -> Correlation:
+def correlate(record, estimate, saved="saved") -> Correlation:
   """L+ against the superiority along the largest eigenvalue's vector.
 
-  With `top`, against that along the TOP largest together, and L+ is the
-  largest of theirs.
+  For "saved_step" that of a whole step, with Newton's part along the TOP
+  largest, and L+ is the largest of theirs where the estimate has them.
   """
   plus, _ = ends(record, estimate)
   fine = np.isfinite(plus)
-  if top:
-    found = array(record, estimate)[..., :TOP]
+  found = array(record, estimate)[..., :TOP]
+  if saved != "saved" and found.shape[-1] == TOP:
     plus = np.where(fine, np.log10(np.maximum(found, 1e-12).max(-1)), np.nan)
-  saved = array(record, "saved_top" if top else "saved")
-  better = saved[..., 0] - saved[..., 1]
+  better = np.subtract(*np.moveaxis(array(record, saved), -1, 0))
   with np.errstate(divide="ignore", invalid="ignore"):
     log_better = np.where(better > 0, np.log10(np.abs(better)), np.nan)
   slopes = np.abs(array(record, "slopes")[..., 0])
@@ -307,7 +314,7 @@ def shrinkage(record) -> tuple[OverSeeds, OverSeeds]:
 
 def newton_and_best(record) -> tuple[OverSeeds, OverSeeds]:
   """Pearson's r of log best step and log |c / eigenvalue|, at both ends."""
-  best, fine = array(record, "best"), sound(record)
+  best, fine = array(record, "best_length"), sound(record)
   values, slopes = array(record, "values"), array(record, "slopes")
   found = []
   for end in (0, -1):

@@ -17,8 +17,8 @@ def show(records, training, control):
     sizes(records),
     floors(records),
     contrasts(records),
-    correlations(records, False),
-    correlations(records, True),
+    correlations(records, "saved"),
+    correlations(records, "saved_step"),
     rule(records),
     appendix_i(records),
     hybrid(training),
@@ -60,7 +60,7 @@ def percent(share) -> str:
 def runs(records):
   rows = []
   for case, record in records.items():
-    loss, fine = array(record, "loss"), stats.sound(record)
+    loss, fine = array(record, "loss").mean(-1), stats.sound(record)
     rows.append(
       [
         case,
@@ -92,7 +92,9 @@ def sizes(records):
           with_range(minus, as_power),
           with_range(stats.gap(record, name), as_power),
           f"{factor(grown.mean)} ({p_value(grown.p)})",
-          " / ".join(map(percent, stats.at_floor(record, name))),
+          " / ".join(map(percent, stats.at_floor(record, name)))
+          if name in stats.FLOORS
+          else "-",
         ]
       )
   headers = ["case", "estimate", "L+", "L-", "L-/L+", "its growth"]
@@ -145,13 +147,11 @@ def contrasts(records):
   return title, ["cases", "what", *ESTIMATES.values()], rows
 
 
-def correlations(records, top):
+def correlations(records, saved):
   rows = []
   for case, record in records.items():
     for name, label in ESTIMATES.items():
-      if top and name in stats.FLOORS:
-        continue
-      found = stats.correlate(record, name, top)
+      found = stats.correlate(record, name, saved)
       rows.append(
         [
           *(case, label, number(found.pooled, 2), number(found.pooled_p, 1)),
@@ -169,10 +169,13 @@ def correlations(records, top):
   headers += ["Spearman", "Spearman | eigenvalue, slope", "Newton better"]
   title = "log L+ against Newton's superiority: Pearson's r, all looks and "
   title += "seed by seed.\n"
-  if top:
-    title += "Here along the 5 largest eigenvalues together, and L+ the largest"
+  if saved == "saved":
+    title += "Both steps along the largest eigenvalue's vector only"
   else:
-    title += "Here along the largest eigenvalue"
+    title += (
+      "Whole steps: SGD's, and with Newton's along the 5 largest; L+ the "
+    )
+    title += "largest of theirs"
   return title, headers, rows
 
 
@@ -190,7 +193,7 @@ def rule(records):
   headers = ["case", *ESTIMATES.values(), "Newton raised f, top"]
   headers += ["Newton raised f, top 5"]
   title = "Eq. 8: the part of convex eigenspaces (5 largest; largest alone for "
-  title += "the last two estimates) that it\nsends to first order, and how "
+  title += "the last three estimates) that it\nsends to first order, and how "
   title += "often Newton's step did raise the loss"
   return title, headers, rows
 
@@ -217,7 +220,7 @@ def hybrid(training):
   rows = []
   for case, by_name in training.items():
     for name, run in by_name.items():
-      last = np.array(run["last"], float)
+      last = stats.last_loss(run)
       damping = run["damping"]
       rows.append(
         [
