@@ -250,7 +250,7 @@ def of_change(records) -> list[Claim]:
     ),
     judge(
       "(app. I) the largest eigenvalue moves less than the lowest",
-      "median |change of ln| between looks",
+      "its median |change of ln| from look to look is below the other's",
       steadier,
     ),
     judge(

@@ -45,7 +45,10 @@ def draw_curves(path, records, groups, steps):
   L+ solid, L- dashed: the geometric mean over seeds of a running geometric mean
   over looks, and the seeds' range.
   """
-  figure, axes = new_figure(len(groups), len(ESTIMATES), sharex=True)
+  height = 3.1 if len(groups) > 1 else 3.8
+  figure, axes = new_figure(
+    *(len(groups), len(ESTIMATES), 3.6, height), sharex=True
+  )
   for row, cases in zip(axes, groups, strict=True):
     for panel, (name, label) in zip(row, ESTIMATES.items(), strict=True):
       for case, colour in zip(cases, COLOURS, strict=False):
@@ -123,7 +126,10 @@ def running_mean(row) -> np.ndarray:
 
 
 def draw_scatter(path, records, names=("gradient", "third")):
-  """log L+ against Newton's superiority; a row for each of the estimates."""
+  """log L+ against Newton's superiority; a row for each of the estimates.
+
+  Heights are linear between minus and plus the lower quartile of their size.
+  """
   figure, axes = new_figure(len(names), len(records), 3.3, 3.0)
   for row, name in zip(axes, names, strict=True):
     for panel, (case, record) in zip(row, records.items(), strict=True):
@@ -166,6 +172,8 @@ def draw_training(path, training, window=15):
         at, smooth.min(0), smooth.max(0), color=colour, alpha=0.2, lw=0
       )
     panel.set(yscale="log", title=TITLES[case], xlabel="training step")
+    name_ticks(panel.yaxis, *panel.get_ylim())
   axes[0][0].set_ylabel(f"training loss, mean of {window} batches")
-  axes[0][0].legend(frameon=False)
+  lines, labels = axes[0][0].get_legend_handles_labels()
+  figure.legend(lines, labels, loc="outside lower center", ncols=2)
   save(figure, path)

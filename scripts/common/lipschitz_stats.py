@@ -13,6 +13,8 @@ import scipy.stats
 from common import lipschitz_lab
 from common.lipschitz_lab import EXPONENTS, TOP
 
+from gen_optax import elmo
+
 ESTIMATES = {
   "third": "|D3f[v,v,v]|",
   "gradient": "|D3f[v,v,.]|",
@@ -149,10 +151,8 @@ def of_summed_loss(record, estimate) -> np.ndarray:
 def threshold_ratio(record, estimate) -> np.ndarray:
   """log10 of L+ over eq. 8's threshold, which has no unit; (seeds, looks)."""
   plus, _ = ends(record, estimate)
-  slope = np.abs(array(record, "slopes")[..., 0])
-  curvature = np.abs(array(record, "values")[..., 0])
-  with np.errstate(divide="ignore"):
-    return plus + np.log10(slope / (3 * curvature**2))
+  slope, curvature = (array(record, x)[..., 0] for x in ("slopes", "values"))
+  return plus - np.log10(np.asarray(elmo.newton_threshold(slope, curvature)))
 
 
 def first_order_share(record, estimate) -> OverSeeds:
@@ -162,9 +162,9 @@ def first_order_share(record, estimate) -> OverSeeds:
   """
   found = array(record, estimate)
   count = TOP if found.shape[-1] > 2 else 1
-  slopes = np.abs(array(record, "slopes")[..., :count])
-  values = array(record, "values")[..., :count]
-  over = (found[..., :count] * slopes >= 3 * values**2).astype(float)
+  slopes, values = (array(record, x)[..., :count] for x in ("slopes", "values"))
+  limit = np.asarray(elmo.newton_threshold(slopes, values))
+  over = (found[..., :count] >= limit).astype(float)
   over[~sound(record)[..., :count]] = np.nan
   return over_seeds(mean(over, (1, 2)))
 
