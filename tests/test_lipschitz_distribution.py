@@ -133,6 +133,7 @@ def fake_record(seed, seeds=4, looks=80):
     "slopes": slopes,
     "residuals": np.zeros(values.shape),
     "saved": np.stack([newton, 0 * newton], -1),
+    "rate": 0.0,
   }
 
 

@@ -210,8 +210,9 @@ def of_correlation(records) -> list[Claim]:
       where_seen([records["residual"], records["noise"]], weaker),
     ),
     judge(
-      "(ours) L+ says more than the eigenvalue and the slope do",
-      "Spearman's r given both < 0, p < 0.05, residual and plain net",
+      "(ours) L+ says more than the quadratic does",
+      "Spearman's r given the eigenvalue, the slope and the superiority on "
+      "the quadratic < 0, p < 0.05, residual and plain net",
       where_seen(nets, beyond),
     ),
   ]

@@ -198,8 +198,9 @@ class Correlation(NamedTuple):
     negative: how many of how many seeds have r < 0.
     sign_p: the p of that, two-sided.
     spearman: the mean over seeds of Spearman's.
-    partial: the mean over seeds of Spearman's with the ranks of the eigenvalue
-      and of the slope's size regressed out of both; and its test.
+    partial: the mean over seeds of Spearman's with the ranks of the eigenvalue,
+      of the slope's size and of the superiority on the quadratic, which these
+      two make, regressed out of both; and its test.
     logs: Pearson's r of log L+ and log superiority where that is positive.
     positive: how often it is.
   """
@@ -260,6 +261,8 @@ def correlate(record, estimate, saved="saved") -> Correlation:
     log_better = np.where(better > 0, np.log10(np.abs(better)), np.nan)
   slopes = np.abs(array(record, "slopes")[..., 0])
   values = array(record, "values")[..., 0]
+  # What the quadratic alone promises Newton more than gradient descent.
+  promise = (slopes * (1 - record["rate"] * values)) ** 2 / (2 * values)
   r = np.array(list(map(pearson, plus, better)))
   known = r[np.isfinite(r)]
   z = over_seeds(np.arctanh(np.clip(r, -0.999999, 0.999999)))
@@ -282,7 +285,9 @@ def correlate(record, estimate, saved="saved") -> Correlation:
     partial=over_seeds(
       [
         partial_spearman(x, y, np.stack(given))
-        for x, y, *given in zip(plus, better, values, slopes, strict=True)
+        for x, y, *given in zip(
+          *(plus, better, values, slopes, promise), strict=True
+        )
       ]
     ),
     logs=over_seeds(list(map(pearson, plus, log_better))),

@@ -166,9 +166,10 @@ def correlations(records, saved):
       )
   headers = ["case", "estimate", "r pooled", "p as if independent"]
   headers += ["r by seed", "p over seeds", "r < 0, sign test", "r of logs"]
-  headers += ["Spearman", "Spearman | eigenvalue, slope", "Newton better"]
+  headers += ["Spearman", "Spearman | quadratic", "Newton better"]
   title = "log L+ against Newton's superiority: Pearson's r, all looks and "
-  title += "seed by seed.\n"
+  title += "seed by seed.\nLast but one: by ranks, given the eigenvalue, the "
+  title += "slope and the superiority on the quadratic.\n"
   if saved == "saved":
     title += "Both steps along the largest eigenvalue's vector only"
   else:
@@ -221,16 +222,15 @@ def hybrid(training):
   for case, by_name in training.items():
     for name, run in by_name.items():
       last = stats.last_loss(run)
-      damping = run["damping"]
       rows.append(
         [
           *(case, name, number(run["rate"])),
-          "-" if damping is None else number(damping),
-          *(str(run["trials"]), f"{last.mean():.4f}"),
+          *(str(len(run["rates"])), f"{last.mean():.4f}"),
           f"[{last.min():.4f}, {last.max():.4f}]",
         ]
       )
-  headers = ["case", "method", "rate", "damping", "trials", "last loss"]
+  headers = ["case", "method", "rate", "trials", "last loss"]
   title = "Appendix L: Newton's steps in the 5 largest eigenspaces, refreshed "
-  title += "every 10 steps with 20 products;\ntraining loss of the last tenth"
+  title += "every 10 steps with 20 products\nand damped by 0.1; training loss "
+  title += "of the last tenth"
   return title, [*headers, "seeds"], rows
