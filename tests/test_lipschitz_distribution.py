@@ -80,7 +80,7 @@ def test_a_look_agrees_with_the_dense_hessian(x64):
   loss = lambda p: problem.loss(p, x, y)
   params = problem.init(3)
   seen, _ = jax.jit(lambda p, s: lab.look(loss, p, s, 0.1))(
-    params, lab.EIGEN_ARC.init(params, 2)
+    params, lab.start_arcs(params)
   )
   hessian = jax.jit(jax.hessian(loss))
   values, vectors = np.linalg.eigh(hessian(params))

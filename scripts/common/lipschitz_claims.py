@@ -122,7 +122,8 @@ def of_convex_and_concave(records) -> list[Claim]:
     judge(
       "the gap L-/L+ widens over training, except in autoencoders",
       "growth > 1, p < 0.05, in all four classifiers, not in the autoencoder",
-      where_seen(records.values(), widens),
+      where_seen(records.values(), widens)
+      | {"EigenARC without a floor": widens("no_floor")},
     ),
     judge(
       "L varies by orders of magnitude over eigenspaces and over training",

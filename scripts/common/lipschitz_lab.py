@@ -31,6 +31,8 @@ ORACLES = {
   "gradient": elmo.eigenvalue_gradient(),
 }
 EIGEN_ARC = elmo.eigen_arc()
+# With appendix J's caps, and no floor: how far down does it go?
+NO_FLOOR = elmo.eigen_arc(max_raises=11, max_reductions=11, floor=1e-300)
 
 
 # --- what is measured at one point --------------------------------------------
@@ -87,8 +89,13 @@ def moves_of(gradient, slopes, values, vectors, rate) -> dict:
   return pairs | {"saved_step": pairs["saved_top"] + rest}
 
 
-def look(loss, params, arc, rate):
-  """Everything that is measured at `params`, and EigenARC's next state."""
+def start_arcs(params) -> tuple:
+  """The states of EigenARC with its floor and without."""
+  return EIGEN_ARC.init(params, 2), NO_FLOOR.init(params, 2)
+
+
+def look(loss, params, arcs, rate):
+  """Everything that is measured at `params`, and EigenARC's next states."""
   value, gradient = jax.value_and_grad(loss)(params)
   pairs = gen_optax.extreme_eigenpairs(
     lambda v: gen_optax.hvp(loss, params, v)[1],
@@ -111,7 +118,8 @@ def look(loss, params, arc, rate):
   found = {
     name: oracle.estimate(spaces, ())[0] for name, oracle in ORACLES.items()
   }
-  found["eigen_arc"], arc, _ = EIGEN_ARC.estimate(ends, arc)
+  found["eigen_arc"], first, _ = EIGEN_ARC.estimate(ends, arcs[0])
+  found["no_floor"], second, _ = NO_FLOOR.estimate(ends, arcs[1])
   # One program for both ends, and one for all moves: it takes long to compile.
   at_ends = (ends.slopes, ends.values, ends.vectors)
   for along in (remainder, validated, best_length):
@@ -129,7 +137,7 @@ def look(loss, params, arc, rate):
     "slopes": slopes,
     "residuals": pairs.residuals,
     "share": jnp.sum(slopes[:TOP] ** 2) / jnp.sum(gradient**2),
-  }, arc
+  }, (first, second)
 
 
 def control():
@@ -161,17 +169,17 @@ def control():
 
 @functools.cache
 def measured_training(problem: Problem):
-  """Compiled `(params, arc, x, y, rows, rate)` to these and what was seen.
+  """Compiled `(params, arcs, x, y, rows, rate)` to these and what was seen.
 
   `rows` has shape (seeds, looks, steps between looks, batch).
   """
 
-  def one_seed(params, arc, x, y, rows, rate):
+  def one_seed(params, arcs, x, y, rows, rate):
     def look_and_train(carry, rows):
-      params, arc = carry
+      params, arcs = carry
       first = rows[0]
       on_batch = lambda p: problem.loss(p, x[first], y[first])
-      seen, arc = look(on_batch, params, arc, rate)
+      seen, arcs = look(on_batch, params, arcs, rate)
 
       def step(params, row):
         value, gradient = jax.value_and_grad(problem.loss)(
@@ -180,9 +188,9 @@ def measured_training(problem: Problem):
         return params - rate * gradient, value
 
       params, losses = jax.lax.scan(step, params, rows)
-      return (params, arc), {**seen, "loss": losses}
+      return (params, arcs), {**seen, "loss": losses}
 
-    return jax.lax.scan(look_and_train, (params, arc), rows)
+    return jax.lax.scan(look_and_train, (params, arcs), rows)
 
   return jax.jit(jax.vmap(one_seed, (0, 0, 0, 0, 0, None)))
 
@@ -194,12 +202,12 @@ def measure(problem: Problem, seeds: Seeds, rate, looks, chunk, bar) -> dict:
   """
   params = seeds.params
   count, steps = seeds.rows.shape[:2]
-  arc = jax.vmap(lambda p: EIGEN_ARC.init(p, 2))(params)
+  arcs = jax.vmap(start_arcs)(params)
   rows = seeds.rows.reshape(count, looks, steps // looks, BATCH)
   advance, seen = measured_training(problem), []
   for start in range(0, looks, chunk):
-    (params, arc), part = advance(
-      *(params, arc, seeds.x, seeds.y, rows[:, start : start + chunk], rate)
+    (params, arcs), part = advance(
+      *(params, arcs, seeds.x, seeds.y, rows[:, start : start + chunk], rate)
     )
     seen.append(jax.device_get(part))
     bar.update(part["loss"][0].size)

@@ -60,7 +60,7 @@ def draw_curves(path, records, groups, steps):
       part = max(stats.at_floor(records[c], name)[0] for c in cases)
       if part > 0.5:
         panel.text(
-          *(0.97, 0.09, f"L+ at the estimate's floor\nin {100 * part:.0f} %"),
+          *(0.97, 0.2, f"L+ at the estimate's floor\nin {100 * part:.0f} %"),
           transform=panel.transAxes,
           ha="right",
         )

@@ -45,7 +45,7 @@ def ends(record, estimate) -> tuple[np.ndarray, np.ndarray]:
   """log10 of L+ and of L-, shape (seeds, looks); NaN where not sound."""
   found, fine = array(record, estimate), sound(record)
   with np.errstate(divide="ignore", invalid="ignore"):
-    logs = np.log10(np.maximum(found, 1e-12))
+    logs = np.log10(np.maximum(found, 1e-300))
   plus = np.where(fine[..., 0], logs[..., 0], np.nan)
   minus = np.where(fine[..., -1], logs[..., -1], np.nan)
   return plus, minus

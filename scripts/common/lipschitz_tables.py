@@ -16,6 +16,7 @@ def show(records, training, control):
     runs(records),
     sizes(records),
     floors(records),
+    without_floor(records),
     contrasts(records),
     correlations(records, "saved"),
     correlations(records, "saved_step"),
@@ -116,6 +117,23 @@ def floors(records):
   title = "L-/L+ of the validated L by the floor that it is given: what "
   title += "changes with it is no property\nof the loss"
   return title, [*headers, "L+ at 2^-20"], rows
+
+
+def without_floor(records):
+  rows = []
+  for case, record in records.items():
+    sides = stats.ends(record, "no_floor")
+    looks = sides[0].shape[1]
+    at = (0, looks // 4, looks // 2, looks - 1)
+    rows.append(
+      [case]
+      + [f"1e{stats.mean(sides[0][:, k]):+.0f}" for k in at]
+      + [as_power(stats.mean(sides[1][:, k])) for k in (0, looks - 1)]
+    )
+  headers = ["case", "L+ at first look", "after 1/4", "after 1/2", "at last"]
+  title = "EigenARC with appendix J's caps and no floor: each failed trial "
+  title += "lowers L+ again, as it never matters"
+  return title, [*headers, "L- at first look", "at last"], rows
 
 
 CONTRASTS = (
