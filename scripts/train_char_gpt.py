@@ -20,7 +20,7 @@ import time
 import matplotlib.pyplot as plt
 import numpy as np
 from common import cli, gpt_lab
-from common.report import number, table
+from common.report import WINDOW, number, smooth, table
 from tqdm import tqdm
 
 from gen_optax import plotting
@@ -147,12 +147,6 @@ def spread(losses):
   return f"{losses.mean():.4f} ± {losses.std():.4f}"
 
 
-def smooth(curves, window=20):
-  """Means over the last `window` steps, shape (seeds, steps - window + 1)."""
-  sums = np.cumsum(np.pad(np.asarray(curves, float), ((0, 0), (1, 0))), axis=1)
-  return (sums[:, window:] - sums[:, :-window]) / window
-
-
 def draw(lab, args, curves):
   """Loss over time, and for each router which leaf was with SGD, and when."""
   path = args.out / f"{args.size}.png"
@@ -164,7 +158,9 @@ def draw(lab, args, curves):
   panel = figure.add_subplot(grid[0, :])
   plotting.plot_history(curves, loss_label="training loss", axes=[panel])
   panel.set_ylim(top=1.02 * max(np.median(x[:, 0]) for x in curves.values()))
-  panel.set_title("Mean of 20 batches; bands: from the best to the worst seed")
+  panel.set_title(
+    f"Mean of {WINDOW} batches; bands: from the best to the worst seed"
+  )
   names = [
     name.removeprefix("params/").replace("MultiHeadDotProduct", "")
     for name in plotting.leaf_names(lab.params)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from common import cli, tasks, tuning
-from common.report import table
+from common.report import WINDOW, smooth, table
 from tqdm import tqdm
 
 from gen_optax import plotting
@@ -28,7 +28,6 @@ from gen_optax import plotting
 NETWORKS = ("resnet", "plain", "vit")
 BASES = ("momentum", "adamw")
 GEN = "GeN"
-WINDOW = 20  # steps that a curve is averaged over
 
 
 def main():
@@ -148,7 +147,7 @@ def draw(task, found, args):
   for (base, records), pair in zip(found.items(), axes, strict=True):
     kept = [n for n in (GEN, "cosine", "constant", "1/t") if n in records]
     curves = lambda what, kept=kept, records=records: {
-      name: smooth(np.asarray(records[name][what], float)) for name in kept
+      name: smooth(records[name][what]) for name in kept
     }
     plotting.plot_history(curves("loss"), curves("rate"), axes=pair)
     pair[0].set_title(f"{base}: training loss, mean of {WINDOW} steps")
@@ -157,12 +156,6 @@ def draw(task, found, args):
   figure.savefig(path, dpi=110)
   plt.close(figure)
   return path
-
-
-def smooth(curves):
-  """Each point with those after it, `WINDOW` in all, as their mean."""
-  kernel = np.ones(WINDOW) / WINDOW
-  return np.stack([np.convolve(curve, kernel, "valid") for curve in curves])
 
 
 if __name__ == "__main__":

@@ -41,6 +41,17 @@ def table(headers: Sequence[str], rows: Sequence[Sequence]) -> str:
   return "\n".join([line(headers), line(rule), *map(line, cells)])
 
 
+# Steps that a curve of noisy losses is averaged over.
+WINDOW = 20
+
+
+def smooth(curves) -> np.ndarray:
+  """Each point with those after it, `WINDOW` in all, as their mean."""
+  kernel = np.ones(WINDOW) / WINDOW
+  curves = np.asarray(curves, float)
+  return np.stack([np.convolve(curve, kernel, "valid") for curve in curves])
+
+
 def write_json(
   path,
   payload: Mapping,
