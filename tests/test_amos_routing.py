@@ -320,3 +320,44 @@ def test_labels_may_be_a_function_or_a_prefix(x64):
   assert means[0]["p"]["a"] == means[0]["p"]["c"] == 9.5
   for other in means[1:]:
     jax.tree.map(np.testing.assert_array_equal, means[0], other)
+
+
+STILL = [optax.set_to_zero()] * 2
+COUPLED = jnp.array([[2.0, 1.0], [1.0, 3.0]])
+
+
+def coupled(w):
+  return w @ COUPLED @ w / 2 + jnp.sum(w**4)
+
+
+def look_twice(move, seed=0, **options):
+  """The router's state after each of two Hessian times, `move` apart."""
+  tx = gen_optax.amos_router(STILL, every=1, seed=seed, **options)
+  w, states = jnp.ones(2), []
+  state = tx.init(w)
+  for _ in range(2):
+    _, state = tx.update(jax.grad(coupled)(w), state, w, value_fn=coupled)
+    states.append(state)
+    w = w + move
+  return states
+
+
+def test_probes_are_common_to_two_points_and_fresh_at_each_time():
+  diagonals = [
+    [state.drift.diagonal for state in look_twice(0.0, seed)]
+    for seed in range(6)
+  ]
+  assert any(bool(jnp.any(a != b)) for a, b in diagonals), "fresh each time"
+  # H(w) - H(w') is diagonal: with a common probe the difference is exact.
+  for seed in range(6):
+    _, state = look_twice(0.5, seed)
+    exact = 12 * (1.5**2 - 1.0) / (0.5 * 2**0.5)
+    found = state.drift.average / state.drift.weight
+    np.testing.assert_allclose(found, exact, rtol=1e-5)
+
+
+def test_until_there_is_an_observation_the_last_has_all():
+  """Whatever the threshold says."""
+  first = lambda seen: jax.tree.map(jnp.zeros_like, seen.groups)
+  before, after = look_twice(0.5, threshold=first)
+  assert before.choice == 1 and after.choice == 0
