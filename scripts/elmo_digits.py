@@ -1,12 +1,15 @@
 """ELMO with Lanczos against first- and second-order methods at equal cost.
 
-Full-batch problems: a digits classifier, an ill-conditioned logistic regression
-from two starts, a digits autoencoder, and a network that solves Poisson's
-equation. Each run ends when its work reaches the problem's budget. Work is
-gradients, losses and Hessian-vector products, counted in the compiled loop and
-weighed by XLA's count of floating-point operations. Every method is tuned over
-as many trials on the tuning seed; a best setting on the edge of a grid extends
-it. The median of fresh seeds decides.
+Full-batch problems in float32: a digits classifier, an ill-conditioned logistic
+regression, a digits autoencoder, a network that solves Poisson's equation. Two
+of them come in float64 too, where L-BFGS does not drown in rounding, and the
+regression also from a start where Newton's step is safe.
+
+Each run ends when its work reaches the problem's budget. Work is gradients,
+losses and Hessian-vector products, counted in the compiled loop and weighed by
+XLA's count of floating-point operations. Every method is tuned over as many
+trials on the tuning seed; a best setting on the edge of a grid extends it. The
+median of fresh seeds decides.
 
     python scripts/elmo_digits.py --quick              about a minute
     python scripts/elmo_digits.py
@@ -158,7 +161,7 @@ def show(problem, budget, weights, seeds, found):
         f"{number(min(last))} - {number(max(last))}",
         str(int(np.median([run["steps"] for run in runs]))),
         *(str(n) for n in work.values()),
-        f"{np.median([float(run['seconds']) for run in runs]):.1f}",
+        f"{np.median([float(run['seconds']) for run in runs]):.2f}",
       ]
     )
   headers = ["method", "setting", "trials", "at 1/4", "at 1/2", "loss"]

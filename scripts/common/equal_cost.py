@@ -117,8 +117,12 @@ def run(
     program = _program(problem, family, setting.form, fixed, weights)
     state = family.make(setting.form, number).init(params)
     spent = Work(*(jnp.zeros((), jnp.int32) for _ in Work._fields))
-    # Compiles, and makes no step.
-    jax.block_until_ready(program(params, state, spent, number, data, 0.0))
+    # Compiles, and makes no step; twice, since a state that comes out of a
+    # program may have other weak types than one from `init`.
+    for _ in range(2):
+      params, state, spent, *_ = jax.block_until_ready(
+        program(params, state, spent, number, data, 0.0)
+      )
     points, seconds, steps, cost, sane = [], 0.0, 0, 0.0, True
     while sane and cost < budget:
       cap = min(budget, cost + budget / PARTS)
@@ -142,16 +146,17 @@ def run(
         progress.set_postfix(loss=f"{points[-1][3] - lowest:.3g}")
         progress.update(round(min(cost, budget)) - progress.n)
     points.append((steps, cost, seconds, float(last)))
-  return _record(np.array(points, float), lowest, budget, spent)
+  eps = float(jnp.finfo(params.dtype).eps)
+  return _record(np.array(points, float), lowest, budget, spent, eps)
 
 
-def _record(points, lowest, budget, spent) -> dict:
+def _record(points, lowest, budget, spent, eps) -> dict:
   steps, costs, clock, losses = points.T
   # The lowest so far; what is not finite never is.
   losses = np.where(np.isfinite(losses), losses, np.inf)
   best = np.minimum.accumulate(losses) - lowest
-  # A minimum is known up to rounding.
-  best = np.maximum(best, np.finfo(float).eps * abs(lowest))
+  # A loss is known up to rounding.
+  best = np.maximum(best, eps * abs(lowest))
   within = lambda limit: float(best[costs <= limit * (1 + 1e-6)][-1])
   spread = np.unique(
     np.r_[

@@ -5,6 +5,7 @@ draws its own data and initial parameters, but for the differential equation,
 whose points are fixed.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -155,7 +156,8 @@ def logistic(
   flipped=0.1,
   start=10.0,
   decay=1e-8,
-  budget=1000,
+  budget=2000,
+  float64=False,
   name="logistic",
 ) -> Problem:
   """Two classes whose features' scales fall by `decades`.
@@ -183,34 +185,26 @@ def logistic(
     return jax.nn.softplus(-(rows @ w)).mean() + decay / 2 * w @ w
 
   def lowest(rows):
-    value, slope, bend = (
-      jax.jit(fn) for fn in (loss, jax.grad(loss), jax.hessian(loss))
-    )
-    found = scipy.optimize.minimize(
-      lambda w: float(value(w, rows)),
-      np.zeros(features),
-      jac=lambda w: np.asarray(slope(w, rows)),
-      hess=lambda w: np.asarray(bend(w, rows)),
-      method="trust-exact",
-      options={"gtol": 1e-12, "maxiter": 500, "max_trust_radius": 1e6},
-    )
-    w = found.x
-    for _ in range(5):  # to the last digit
-      w = w - np.linalg.solve(bend(w, rows), slope(w, rows))
-    return float(value(w, rows))
+    with jax.enable_x64(True):
+      return _minimum(loss, jnp.asarray(np.float64(rows)), features)
 
   origin = f"weights from {start:g} N(0, 1)" if start else "weights from 0"
   return Problem(
     name,
     f"logistic regression, {features} features with scales from 1 to "
     f"1e-{decades} in a random rotation, {examples} examples, "
-    f"{flipped:.0%} of labels flipped, {origin}, float64",
-    *(budget, True, draw, loss, lowest),
+    f"{flipped:.0%} of labels flipped, {origin}, {_precision(float64)}",
+    *(budget, float64, draw, loss, lowest),
   )
 
 
 def poisson(
-  hidden=16, points=64, boundary_weight=10.0, budget=10_000
+  hidden=16,
+  points=64,
+  boundary_weight=10.0,
+  budget=20_000,
+  float64=False,
+  name="poisson",
 ) -> Problem:
   """A network u with -u'' = f on (0, 1) and u(0) = u(1) = 0.
 
@@ -237,23 +231,50 @@ def poisson(
     return inside + boundary_weight * (ends**2).sum()
 
   return Problem(
-    "poisson",
+    name,
     "-u'' = f on (0, 1), u(0) = u(1) = 0, by a network "
     f"{'-'.join(map(str, widths))} with tanh, {mlp_size(widths)} parameters, "
-    f"{points} points, float64",
-    *(budget, True, draw, loss),
+    f"{points} points, {_precision(float64)}",
+    *(budget, float64, draw, loss),
   )
 
 
-def logistic_from_zero(**options) -> Problem:
-  """The same from weights of zero, where Newton's step is safe."""
-  return logistic(start=0.0, name="logistic_from_zero", **options)
+def _minimum(loss, data, size) -> float:
+  """The least value of a convex loss, by Newton's method in float64."""
+  value, slope, bend = (
+    jax.jit(fn) for fn in (loss, jax.grad(loss), jax.hessian(loss))
+  )
+  found = scipy.optimize.minimize(
+    lambda w: float(value(w, data)),
+    np.zeros(size),
+    jac=lambda w: np.asarray(slope(w, data)),
+    hess=lambda w: np.asarray(bend(w, data)),
+    method="trust-exact",
+    options={"gtol": 1e-12, "maxiter": 500, "max_trust_radius": 1e6},
+  )
+  w = found.x
+  for _ in range(5):  # to the last digit
+    w = w - np.linalg.solve(bend(w, data), slope(w, data))
+  return float(value(w, data))
+
+
+def _precision(float64: bool) -> str:
+  return "float64" if float64 else "float32"
 
 
 PROBLEMS: dict[str, Callable[..., Any]] = {
   "classifier": classifier,
   "logistic": logistic,
-  "logistic_from_zero": logistic_from_zero,
   "autoencoder": autoencoder,
   "poisson": poisson,
+  # The same in double precision, and from where Newton's step is safe.
+  "logistic_float64": functools.partial(
+    logistic, budget=1000, float64=True, name="logistic_float64"
+  ),
+  "logistic_from_zero": functools.partial(
+    logistic, start=0.0, name="logistic_from_zero"
+  ),
+  "poisson_float64": functools.partial(
+    poisson, float64=True, name="poisson_float64"
+  ),
 }

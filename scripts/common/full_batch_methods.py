@@ -158,12 +158,12 @@ def fosi_family(forms, rates=(0.03, 0.3)) -> Family:
 
 
 def elmo(forms, every=(10, 30, 100, 300)) -> Family:
-  """Forms are (top, bottom, order)."""
+  """Forms are (top, bottom, order, initial sigma)."""
 
   def make(form, every):
-    top, bottom, order = form
+    top, bottom, order, sigma = form
     return gen_optax.elmo_lanczos(
-      top=top, bottom=bottom, order=order, every=every
+      top=top, bottom=bottom, order=order, every=every, initial_sigma=sigma
     )
 
   def work(form, every, size, before, after):
@@ -179,19 +179,21 @@ def elmo(forms, every=(10, 30, 100, 300)) -> Family:
     every,
     make,
     work,
-    lambda form: f"top {form[0]}, bottom {form[1]}, {form[2]} products",
+    lambda form: (
+      f"top {form[0]}, bottom {form[1]}, {form[2]} products, "
+      f"sigma from {form[3]:g}"
+    ),
     is_count=True,
   )
 
 
-# Forms by problem. Both methods that take a subspace may have all of the 100
-# directions of the logistic regression.
+# Forms by problem, whatever its precision. Both methods that take a subspace
+# may have all of the 100 directions of the logistic regression.
 ELMO_FORMS = {
-  "classifier": ((10, 5, 80), (30, 0, 60)),
-  "logistic": ((10, 0, 40), (100, 0, 100)),
-  "logistic_from_zero": ((10, 0, 40), (100, 0, 100)),
-  "autoencoder": ((10, 5, 80), (30, 0, 60)),
-  "poisson": ((10, 5, 80), (20, 10, 60)),
+  "classifier": ((10, 5, 80, 1.0), (30, 0, 60, 1.0)),
+  "logistic": ((10, 0, 40, 1.0), (100, 0, 100, 1.0)),
+  "autoencoder": ((10, 5, 80, 1.0), (30, 0, 60, 1.0)),
+  "poisson": ((20, 10, 60, 1.0), (20, 10, 60, 1e-4)),
 }
 FOSI_FORMS = {
   name: tuple(
@@ -203,9 +205,10 @@ FOSI_FORMS = {
 
 def families(problem_name: str) -> list[Family]:
   """The methods of one problem, ELMO first."""
+  kind = problem_name.split("_")[0]
   return [
-    elmo(ELMO_FORMS[problem_name]),
-    fosi_family(FOSI_FORMS[problem_name]),
+    elmo(ELMO_FORMS[kind]),
+    fosi_family(FOSI_FORMS[kind]),
     gradient_descent(),
     lbfgs(),
     gen(),
