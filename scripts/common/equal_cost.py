@@ -117,12 +117,10 @@ def run(
     program = _program(problem, family, setting.form, fixed, weights)
     state = family.make(setting.form, number).init(params)
     spent = Work(*(jnp.zeros((), jnp.int32) for _ in Work._fields))
-    # Compiles, and makes no step; twice, since a state that comes out of a
-    # program may have other weak types than one from `init`.
-    for _ in range(2):
-      params, state, spent, *_ = jax.block_until_ready(
-        program(params, state, spent, number, data, 0.0)
-      )
+    # Weak types would be gone after the first call, and compile anew.
+    state = jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), state)
+    # Compiles, and makes no step.
+    jax.block_until_ready(program(params, state, spent, number, data, 0.0))
     points, seconds, steps, cost, sane = [], 0.0, 0, 0.0, True
     while sane and cost < budget:
       cap = min(budget, cost + budget / PARTS)

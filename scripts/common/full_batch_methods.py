@@ -54,7 +54,7 @@ def _gradient_only(form, number, size, before, after) -> Work:
   return Work(1, 0, 0)
 
 
-def gradient_descent(forms=(0.0, 0.9), rates=(0.03, 0.1, 0.3, 1.0)) -> Family:
+def gradient_descent(forms=(0.9, 0.0), rates=(0.03, 0.1, 0.3, 1.0)) -> Family:
   return Family(
     "gradient descent",
     "rate",
