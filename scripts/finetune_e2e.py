@@ -67,7 +67,7 @@ def parse_arguments():
   args.schedules = tuning.SCHEDULES
   args.steps = args.steps or 300
   if args.quick:
-    args.steps, args.pretraining, args.seeds = 40, 60, 1
+    args.steps, args.pretraining, args.seeds = 50, 50, 1
     args.schedules, args.ways = ("constant",), ("LoRA",)
   args.search_seeds = [0]
   args.report_seeds = list(range(1, 1 + args.seeds))

@@ -56,7 +56,7 @@ def parse_arguments():
   args = parser.parse_args()
   args.schedules = tuning.SCHEDULES
   if args.quick:
-    args.steps, args.seeds = args.steps or 60, 1
+    args.steps, args.seeds = args.steps or 50, 1
     args.networks = args.networks or ["vit"]
     args.schedules = ("constant", "cosine")
   args.networks = args.networks or NETWORKS

@@ -33,7 +33,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
-  "quick": Size(16, 2, 1, 16, 4, 60),
+  "quick": Size(16, 2, 1, 16, 4, 50),
   "tiny": Size(64, 4, 2, 64, 8, 600),
   "small": Size(128, 4, 4, 128, 16, 1000),
   "medium": Size(384, 6, 6, 256, 32, 2010),
