@@ -70,8 +70,34 @@ def test_states_map_like_parameters(states):
   mapped = optax.tree.map_params(tx, lambda p: p + 1, state)
   assert jnp.all(mapped.drift.average["w"] == 1)
   second = mapped.optimizers[1]
-  mu = second["w"][0].mu if states == "frozen" else second[0].mu["w"]
+  mu = second[-1][0].mu if states == "frozen" else second[0].mu["w"]
   assert jnp.all(mu == 1) and mapped.count == 0
+
+
+@pytest.mark.parametrize("states", ["run_all", "frozen"])
+def test_nnx_trains_with_a_router(states):
+  """Whose trees keep parameters in boxes."""
+  from flax import nnx
+
+  from gen_optax.flax_training import value_grad_and_closure
+
+  pair = {"sgd": optax.sgd(0.1), "adam": optax.adam(0.03)}
+  tx = gen_optax.amos_router(pair, states=states, threshold=0.1, every=2)
+  model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+  optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+  x = jax.random.normal(jax.random.key(0), (16, 3))
+
+  @nnx.jit
+  def step(model, optimizer):
+    loss_fn = lambda model: jnp.mean((model(x) ** 2 - 1.0) ** 2)
+    value, grad, value_fn = value_grad_and_closure(loss_fn, model)
+    optimizer.update(model, grad, value=value, grad=grad, value_fn=value_fn)
+    return value
+
+  losses = [step(model, optimizer) for _ in range(30)]
+  assert losses[-1] < 0.7 * losses[0]
+  share = gen_optax.metrics(nnx.as_pure(optimizer.opt_state))
+  np.testing.assert_allclose(sum(share["amos_router/fractions"]), 1.0)
 
 
 def test_jit_equals_eager():

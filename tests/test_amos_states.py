@@ -89,14 +89,14 @@ def test_states_run_or_freeze():
   for i in range(2):
     assert run_all.optimizers[i].calls == 7
   frozen = run(gen_optax.amos_router(pair, states="frozen", **common), 7)[2]
-  calls = [
-    {k: int(state[k].calls) for k in START} for state in frozen.optimizers
-  ]
-  assert calls == [{"a": 5, "b": 0}, {"a": 2, "b": 7}]
-  np.testing.assert_array_equal(frozen.optimizers[0]["b"].seen, 0)
+  # A state for each leaf, `a` and then `b`.
+  first, second = frozen.optimizers
+  assert [int(state.calls) for state in first] == [5, 0]
+  assert [int(state.calls) for state in second] == [2, 7]
+  np.testing.assert_array_equal(first[1].seen, 0)
   # Both walk the same way: what a leaf's owner does does not depend on it.
   np.testing.assert_allclose(
-    frozen.optimizers[0]["a"].seen + frozen.optimizers[1]["a"].seen,
+    first[0].seen + second[0].seen,
     run_all.optimizers[0].seen["a"],
     rtol=1e-5,
   )

@@ -235,3 +235,20 @@ def test_init_does_not_alias_its_buffers():
   for _ in range(3):
     params, state = train(params, state)
   assert np.isfinite(sum_of_squares(params))
+
+
+@pytest.mark.parametrize("estimator", ["known_slope", "fit"])
+def test_a_narrow_loss_is_refused_where_it_is_fitted(estimator):
+  """Its rounding hides the curvature; exact derivatives do not subtract."""
+  loss = lambda w: jnp.mean((w - 2.0) ** 2).astype(jnp.bfloat16)
+  w = jnp.zeros(4)
+
+  def step(estimator):
+    tx = gen_optax.generalized_newton(optax.sgd(1.0), estimator=estimator)
+    grad = jax.grad(loss)(w)
+    return tx.update(grad, tx.init(w), w, value=loss(w), value_fn=loss)
+
+  with pytest.raises(ValueError, match="bfloat16.*float32"):
+    step(estimator)
+  updates, _ = step("hvp")
+  np.testing.assert_allclose(updates, 2.0, rtol=0.01)

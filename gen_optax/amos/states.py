@@ -71,7 +71,13 @@ def frozen(
     require_separable(tx, name)
 
   def init(params):
-    return tuple(jax.tree.map(tx.init, params) for tx in optimizers)
+    # A list: a tree like the parameters, such as nnx's, may keep its leaves in
+    # boxes that take arrays and no states. Without a leaf the tree itself, by
+    # which `optax.tree.map_params` knows where parameters are.
+    leaves = jax.tree.leaves(params)
+    if not leaves:
+      return (params,) * len(optimizers)
+    return tuple([tx.init(leaf) for leaf in leaves] for tx in optimizers)
 
   def update(updates, states, params, choice, healthy, extra):
     leaves, treedef = jax.tree.flatten(updates)
@@ -82,7 +88,7 @@ def frozen(
       for name in ("grad", "hessian_diagonal")
       if name in extra
     }
-    columns = [treedef.flatten_up_to(state) for state in states]
+    columns = [list(state) for state in states]
     sound = healthy
     for i, tx in enumerate(optimizers):
       for k, leaf in enumerate(leaves):
@@ -96,8 +102,7 @@ def frozen(
         )
     routed = treedef.unflatten(leaves)
     routed = trees.select(healthy, routed, optax.tree.zeros_like(updates))
-    after = tuple(treedef.unflatten(column) for column in columns)
-    return routed, after, sound
+    return routed, tuple(columns) if leaves else states, sound
 
   return Team(init, update)
 

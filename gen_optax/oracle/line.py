@@ -46,6 +46,12 @@ def point(params, direction, step):
 
 
 def scalar_loss(value_fn: ValueFn, params) -> jax.Array:
+  """The loss in at least float32, or an error that says what it must be."""
+  loss = _loss(value_fn, params)
+  return loss.astype(trees.at_least_float32(loss.dtype))
+
+
+def _loss(value_fn: ValueFn, params) -> jax.Array:
   """`value_fn(params)`, or an error that says how to make it a scalar."""
   loss = value_fn(params)
   shape = getattr(loss, "shape", None)
@@ -60,7 +66,7 @@ def scalar_loss(value_fn: ValueFn, params) -> jax.Array:
       "Reduce it with jnp.mean, and drop auxiliary output: "
       "value_fn=lambda p: loss_fn(p)[0]."
     )
-  return loss.astype(trees.at_least_float32(loss.dtype))
+  return loss
 
 
 def losses(
@@ -84,10 +90,22 @@ def losses(
 
   Returns:
     Losses in at least float32, shape (k,). Costs k forward passes.
+
+  Raises:
+    ValueError: the loss is narrower. It has three digits then, and what they do
+      not show is most of the bend between two points: the parabola is straight,
+      and its optimum nowhere.
   """
 
   def at(step):
-    return scalar_loss(value_fn, point(params, direction, step))
+    loss = _loss(value_fn, point(params, direction, step))
+    if jnp.finfo(loss.dtype).bits < 32:
+      raise ValueError(
+        f"value_fn returned a loss in {loss.dtype}, whose rounding hides its "
+        "curvature from a fit: compute it from logits in float32, as in "
+        'logits.astype("float32"), or take estimator="hvp" or "forward".'
+      )
+    return loss
 
   if steps.shape[0] == 1:
     return at(steps[0])[None]
