@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 import running
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType
 
 import gen_optax
 from gen_optax import amos
@@ -290,19 +290,6 @@ def test_narrow_leaves_keep_their_dtype_and_the_state_is_wide():
 # --- meshes ------------------------------------------------------------------
 
 
-def place_on(mesh, axis):
-  """Shards a leaf along `axis`, or its last, where four divide it."""
-
-  def place(leaf):
-    spec = [None] * leaf.ndim
-    at = min(axis, leaf.ndim - 1)
-    if leaf.shape[at] % 4 == 0:
-      spec[at] = "d"
-    return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
-
-  return place
-
-
 def local_loss(params):
   """Coupled within a leaf, and local to each device of the second axis."""
   return sum(
@@ -328,7 +315,7 @@ def test_on_a_mesh_equals_one_device(x64, name, axis_type):
   mesh = jax.make_mesh((4,), ("d",), axis_types=(axis_type,))
   tx = router(0.01, **FORMS[name])
   with jax.set_mesh(mesh):
-    start = jax.tree.map(place_on(mesh, 1), initial_params(jnp.float64))
+    start = jax.tree.map(running.place_on(mesh, 1), initial_params(jnp.float64))
     losses, params, _ = train(tx, 5, start, local_loss)
   expected = on_one_device(name)
   np.testing.assert_allclose(losses, expected[0], rtol=1e-10)
@@ -341,7 +328,7 @@ def test_no_parameter_is_gathered(name):
   mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
   tx = router(0.01, **FORMS[name])
   with jax.set_mesh(mesh):
-    params = jax.tree.map(place_on(mesh, 1), initial_params())
+    params = jax.tree.map(running.place_on(mesh, 1), initial_params())
     state = tx.init(params)
     step = lambda g, s, p: tx.update(g, s, p, value_fn=local_loss)
     text = jax.jit(step).lower(params, state, params).compile().as_text()

@@ -216,19 +216,6 @@ def test_donated_state_and_a_checkpoint(tmp_path):
 # --- meshes -------------------------------------------------------------------
 
 
-def place_on(mesh, axis):
-  """Shards a leaf along `axis`, or its last, where four divide it."""
-
-  def place(leaf):
-    spec = [None] * leaf.ndim
-    at = min(axis, leaf.ndim - 1)
-    if leaf.shape[at] % 4 == 0:
-      spec[at] = "d"
-    return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
-
-  return place
-
-
 def contract(x, y, mesh):
   """x @ y; on an Explicit mesh the result says where it lives."""
   explicit = mesh is not None and mesh.are_all_axes_explicit
@@ -271,7 +258,7 @@ def test_on_a_mesh_equals_one_device(x64, name, axis_type, axis):
   params = mesh_params(jnp.float64)
   alone, _, _ = train(mesh_optimizer(name), 4, params, mesh_loss)
   with jax.set_mesh(mesh):
-    sharded = jax.tree.map(place_on(mesh, axis), params)
+    sharded = jax.tree.map(running.place_on(mesh, axis), params)
     on_mesh, _, _ = train(
       mesh_optimizer(name), 4, sharded, functools.partial(mesh_loss, mesh=mesh)
     )
@@ -288,7 +275,9 @@ def test_no_parameter_is_gathered(axis_type, axis):
   loss = lambda p: sum(jnp.sum(jnp.cos(x) * x) for x in jax.tree.leaves(p))
   tx = gen_optax.elmo_lanczos(top=2, bottom=1, lipschitz="gradient", every=2)
   with jax.set_mesh(mesh):
-    params = jax.tree.map(place_on(mesh, axis), mesh_params(jnp.float32))
+    params = jax.tree.map(
+      running.place_on(mesh, axis), mesh_params(jnp.float32)
+    )
     state = tx.init(params)
 
     def step(gradient, state, params):

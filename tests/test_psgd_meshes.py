@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 from network import FEATURES, TARGETS, initial_params
-from running import train
+from running import place_on, train
 
 import gen_optax
 from gen_optax import psgd
@@ -22,19 +22,6 @@ STRUCTURES = {
   "low rank": lambda: psgd.low_rank(3),
 }
 structures = pytest.mark.parametrize("name", STRUCTURES)
-
-
-def place_on(mesh, axis):
-  """Shards a leaf along `axis`, or its last, where four divide it."""
-
-  def place(leaf):
-    spec = [None] * leaf.ndim
-    at = min(axis, leaf.ndim - 1)
-    if leaf.shape[at] % 4 == 0:
-      spec[at] = "d"
-    return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
-
-  return place
 
 
 def contract(x, y, mesh):
