@@ -67,6 +67,16 @@ def batch(key: jax.Array, length: int):
   return jnp.stack([signs, marks], -1), differ.astype(jnp.float32)
 
 
+def _open_forget_gate(path, leaf):
+  """Adds 1 to the bias of an LSTM's forget gate, as is usual.
+
+  At 0 a cell forgets half of what it holds at each step: at delay 32 no method
+  left chance within 2,500 iterations.
+  """
+  name = jax.tree_util.keystr(path, simple=True, separator="/")
+  return leaf + 1.0 if name.endswith("hf/bias") else leaf
+
+
 class Problem(NamedTuple):
   """A network and the length of the sequences."""
 
@@ -74,7 +84,8 @@ class Problem(NamedTuple):
   length: int
 
   def init(self, key):
-    return Recurrent(self.cell).init(key, batch(key, self.length)[0])
+    params = Recurrent(self.cell).init(key, batch(key, self.length)[0])
+    return jax.tree.map_with_path(_open_forget_gate, params)
 
   def loss(self, params, x, y):
     logits = Recurrent(self.cell).apply(params, x)
