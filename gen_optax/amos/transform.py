@@ -103,9 +103,8 @@ def amos_router(
   as with the paper's L = 0.
 
   The difference is taken with one batch and one set of probes at both points.
-  (The paper subtracts estimates of different batches and probes. On a small
-  network with one probe that came out four to five times as large, most of it
-  noise.)
+  (The paper subtracts estimates of different batches and probes, whose noise is
+  part of what it averages.)
 
   `"newton"` asks of Newton's step on each group whether it may raise the loss
   (eq. 8): L |g| > 3 h^2. Averaged over tensors that is rarely so in small

@@ -73,8 +73,8 @@ def largest(tree, dtype) -> jax.Array:
 def is_finite(tree) -> jax.Array:
   """Whether every number is, and the sum of their sizes too.
 
-  A sum is the cheapest pass that there is: comparisons take three times as
-  long on a CPU. It overflows only where a gradient is absurd anyway.
+  By a sum, the cheapest pass that there is. It overflows only where a gradient
+  is absurd anyway.
   """
   dtype = scalar_dtype(tree)
   total = jnp.zeros((), dtype)

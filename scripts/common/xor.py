@@ -70,8 +70,7 @@ def batch(key: jax.Array, length: int):
 def _open_forget_gate(path, leaf):
   """Adds 1 to the bias of an LSTM's forget gate, as is usual.
 
-  At 0 a cell forgets half of what it holds at each step: at delay 32 no method
-  left chance within 2,500 iterations.
+  At 0 a cell forgets half of what it holds at each step.
   """
   name = jax.tree_util.keystr(path, simple=True, separator="/")
   return leaf + 1.0 if name.endswith("hf/bias") else leaf
