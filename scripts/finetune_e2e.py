@@ -16,16 +16,10 @@ made from templates.
 import time
 
 import jax
-import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
-from common import adapting, cli, tuning
-from common.report import WINDOW, smooth, table
-from tqdm import tqdm
+from common import adapting, cli, schedules, tuning
+from common.report import table
 
-from gen_optax import plotting
-
-GEN = "GeN"
 BASE = tuning.BASES["adamw"]
 
 
@@ -52,7 +46,9 @@ def main():
     task = adapting.adapt(way, weights, data, target, args.steps)
     found[way] = one_way(results, task, args)
     show(task, found[way])
-  print(f"\npicture: {draw(found, args)}")
+  path = args.out / ("quick.png" if args.quick else "finetune_e2e.png")
+  drawn = (schedules.GEN, *args.schedules)
+  print(f"\npicture: {schedules.draw(path, found, drawn)}")
   print(f"results: {results.path}")
   print(f"time: {time.perf_counter() - began:.0f} s")
 
@@ -75,46 +71,18 @@ def parse_arguments():
 
 
 def one_way(results, task, args) -> dict:
-  """Runs of each schedule at its best rate, of GeN, and GeN's speed."""
-  steps, seeds = args.steps, args.report_seeds
-  scheduled = tuning.scheduled(BASE.make)
-  gen = tuning.untuned_gen(BASE.make)
-  untuned = {"rate": jnp.float32(1e-3)}
-
-  def bar(name, runs):
-    total = runs * steps
-    return tqdm(total=total, desc=f"{task.name}, {name}", mininterval=1)
-
-  def setting(schedule, rate):
-    shape = tuning.schedule_shape(schedule, steps)
-    return {"rate": jnp.float32(rate), "shape": jnp.asarray(shape)}
-
-  def tuned(schedule):
-    with bar(schedule, len(BASE.rates) + len(seeds)) as shown:
-      search = tuning.tune(
-        *(task, scheduled, schedule, BASE.rates),
-        *(args.search_seeds, steps, shown),
-      )
-      best = setting(schedule, search["best_rate"])
-      runs = tuning.run(task, scheduled, best, seeds, steps, shown)
-    return {**tuning.record(runs), "search": search}
-
-  def own_rate():
-    with bar(GEN, len(seeds)) as shown:
-      runs = tuning.run(task, gen, untuned, seeds, steps, shown)
-    return tuning.record(runs)
+  """Runs of each schedule at its best rate, of GeN, and GeN's time."""
+  found = schedules.compare(results, task.name, task, BASE, args.steps, args)
 
   def relative_time():
-    base = setting("constant", 1e-3)
-    return tuning.relative_time(task, gen, untuned, scheduled, base, seeds[:1])
+    return tuning.relative_time(
+      *(task, tuning.untuned_gen(BASE.make), schedules.INITIAL),
+      *(tuning.scheduled(BASE.make),),
+      schedules.setting("constant", 1e-3, args.steps),
+      args.report_seeds[:1],
+    )
 
-  found = {
-    name: results.get(f"{task.name}/{name}", lambda name=name: tuned(name))
-    for name in args.schedules
-  }
-  found[GEN] = results.get(f"{task.name}/{GEN}", own_rate)
-  found["time"] = results.get(f"{task.name}/time", relative_time)
-  return found
+  return {**found, "time": results.get(f"{task.name}/time", relative_time)}
 
 
 HEADERS = ("rate", "peak", "training loss", "test loss", "at the average")
@@ -140,7 +108,6 @@ def runs_of(found) -> dict:
 
 
 def row(name, record):
-  peak = f"{record['search']['best_rate']:.2g}" if "search" in record else "-"
   losses = [
     np.asarray(record[where][what], float)
     for where, what in (
@@ -149,31 +116,11 @@ def row(name, record):
       ("average", "test_loss"),
     )
   ]
-  return [name, peak, *(f"{x.mean():.3f} ± {x.std():.3f}" for x in losses)]
-
-
-def draw(found, args):
-  """The loss of GeN and of the schedules, and their rates; a row for a way."""
-  path = args.out / ("quick.png" if args.quick else "finetune_e2e.png")
-  path.parent.mkdir(parents=True, exist_ok=True)
-  figure, axes = plt.subplots(
-    *(len(found), 2),
-    figsize=(9.6, 3.2 * len(found)),
-    layout="constrained",
-    squeeze=False,
-  )
-  for (way, records), pair in zip(found.items(), axes, strict=True):
-    runs = runs_of(records)
-    curves = lambda what, runs=runs: {
-      name: smooth(runs[name][what])
-      for name in sorted(runs, key=lambda name: name != GEN)
-    }
-    plotting.plot_history(curves("loss"), curves("rate"), axes=pair)
-    pair[0].set_title(f"{way}: training loss, mean of {WINDOW} steps")
-    pair[1].set_title(f"{way}: learning rate")
-  figure.savefig(path, dpi=110)
-  plt.close(figure)
-  return path
+  return [
+    name,
+    schedules.peak(record),
+    *(f"{x.mean():.3f} ± {x.std():.3f}" for x in losses),
+  ]
 
 
 if __name__ == "__main__":

@@ -16,18 +16,14 @@ The paper's pretrained networks do not come with this package.
 
 import time
 
-import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
-from common import cli, tasks, tuning
-from common.report import WINDOW, smooth, table
-from tqdm import tqdm
-
-from gen_optax import plotting
+from common import cli, schedules, tasks, tuning
+from common.report import table
 
 NETWORKS = ("resnet", "plain", "vit")
 BASES = ("momentum", "adamw")
-GEN = "GeN"
+# In the picture.
+DRAWN = (schedules.GEN, "cosine", "constant", "1/t")
 
 
 def main():
@@ -40,7 +36,13 @@ def main():
   for network in args.networks:
     task = tasks.vision(network, args.images, args.width, args.data_dir)
     steps = args.steps or task.steps
-    found = {base: one_base(results, task, base, steps, args) for base in BASES}
+    found = {
+      name: schedules.compare(
+        *(results, f"{task.name}/{name}", task, tuning.BASES[name]),
+        *(steps, args),
+      )
+      for name in BASES
+    }
     show(task, steps, found, args)
   print(f"\nresults: {results.path}")
   print(f"time: {time.perf_counter() - began:.0f} s")
@@ -65,42 +67,6 @@ def parse_arguments():
   return args
 
 
-def one_base(results, task, base, steps, args) -> dict:
-  """Runs of each schedule at its best rate, and of GeN, on unseen seeds."""
-  key = f"{task.name}/{base}"
-  optimizer = tuning.BASES[base]
-  scheduled = tuning.scheduled(optimizer.make)
-  method = tuning.untuned_gen(optimizer.make)
-
-  def bar(name, runs):
-    return tqdm(total=runs * steps, desc=f"{key}, {name}", mininterval=1)
-
-  def tuned(schedule):
-    with bar(schedule, len(optimizer.rates) + len(args.report_seeds)) as shown:
-      search = tuning.tune(
-        *(task, scheduled, schedule, optimizer.rates),
-        *(args.search_seeds, steps, shown),
-      )
-      shape = tuning.schedule_shape(schedule, steps)
-      setting = {"rate": jnp.float32(search["best_rate"]), "shape": shape}
-      runs = tuning.run(
-        task, scheduled, setting, args.report_seeds, steps, shown
-      )
-    return {**tuning.record(runs), "search": search}
-
-  def untuned():
-    with bar(GEN, len(args.report_seeds)) as shown:
-      setting = {"rate": jnp.float32(1e-3)}
-      runs = tuning.run(task, method, setting, args.report_seeds, steps, shown)
-    return tuning.record(runs)
-
-  found = {
-    name: results.get(f"{key}/{name}", lambda name=name: tuned(name))
-    for name in args.schedules
-  }
-  return {**found, GEN: results.get(f"{key}/{GEN}", untuned)}
-
-
 HEADERS = (
   "rate",
   "peak",
@@ -118,14 +84,14 @@ def show(task, steps, found, args):
   for base, records in found.items():
     rows = [row(name, record) for name, record in records.items()]
     print(f"\n{base}\n\n{table(HEADERS, rows)}")
-  print(f"\npicture: {draw(task, found, args)}")
+  path = args.out / f"{task.name.replace('/', '_')}.png"
+  print(f"\npicture: {schedules.draw(path, found, DRAWN, task.title)}")
 
 
 def row(name, record):
-  peak = f"{record['search']['best_rate']:.2g}" if "search" in record else "-"
   percent = lambda where: spread(100 * scores(record, where, "test_accuracy"))
   loss = scores(record, "last", "train_loss")
-  cells = [name, peak, f"{loss.mean():.3g}"]
+  cells = [name, schedules.peak(record), f"{loss.mean():.3g}"]
   return [*cells, percent("last"), percent("average")]
 
 
@@ -135,27 +101,6 @@ def scores(record, where, what) -> np.ndarray:
 
 def spread(x) -> str:
   return f"{x.mean():.1f} ± {x.std():.1f}"
-
-
-def draw(task, found, args):
-  """The loss of GeN and of three schedules, and their rates."""
-  path = args.out / f"{task.name.replace('/', '_')}.png"
-  path.parent.mkdir(parents=True, exist_ok=True)
-  figure, axes = plt.subplots(
-    len(found), 2, figsize=(9.6, 3.4 * len(found)), layout="constrained"
-  )
-  for (base, records), pair in zip(found.items(), axes, strict=True):
-    kept = [n for n in (GEN, "cosine", "constant", "1/t") if n in records]
-    curves = lambda what, kept=kept, records=records: {
-      name: smooth(records[name][what]) for name in kept
-    }
-    plotting.plot_history(curves("loss"), curves("rate"), axes=pair)
-    pair[0].set_title(f"{base}: training loss, mean of {WINDOW} steps")
-    pair[1].set_title(f"{base}: learning rate")
-  figure.suptitle(task.title, fontsize="medium")
-  figure.savefig(path, dpi=110)
-  plt.close(figure)
-  return path
 
 
 if __name__ == "__main__":

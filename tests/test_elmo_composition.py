@@ -9,26 +9,9 @@ import optax
 import pytest
 import running
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from network import FEATURES, TARGETS, initial_params, loss_fn
 
 import gen_optax
-
-FEATURES = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
-TARGETS = np.tanh(FEATURES @ np.arange(1.0, 9.0)[:, None] / 8)
-
-
-def initial_params(dtype=jnp.float32):
-  keys = jax.random.split(jax.random.key(1), 2)
-  return {
-    "b": jnp.zeros(12, dtype),
-    "v": jax.random.normal(keys[0], (12, 1), dtype) / 3,
-    "w": jax.random.normal(keys[1], (8, 12), dtype) / 3,
-  }
-
-
-def loss_fn(params, x=FEATURES, y=TARGETS):
-  hidden = jnp.tanh(x @ params["w"] + params["b"])
-  return jnp.mean((hidden @ params["v"] - y) ** 2)
-
 
 CHAINS = {
   "dense": gen_optax.elmo_dense,

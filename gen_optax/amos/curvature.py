@@ -74,6 +74,19 @@ def make_source(curvature, samples: int) -> Source:
   )
 
 
+def at_both(source: Source, before, point: CurvaturePoint):
+  """The curvature at `before` and at `point`, by one key, compiled once."""
+
+  def turn(carry, _):
+    here, there, _, last = carry
+    found = source.at(point._replace(params=here))
+    return (there, here, last, found), None
+
+  blank = optax.tree.zeros_like(point.params)
+  carry = (before, point.params, blank, blank)
+  return jax.lax.scan(turn, carry, length=2)[0][2:]
+
+
 def require_arguments(source: Source, **arguments):
   """Raises `ValueError` for what the source reads and was not passed."""
   if "logits_fn" in source.needs and arguments["logits_fn"] is None:

@@ -250,11 +250,9 @@ def amos_router(
       )
       key = jax.random.fold_in(jax.random.PRNGKey(seed), _SALT)
       key, rule_key = jax.random.split(jax.random.fold_in(key, count))
-      ask = lambda where: source.at(
-        sources.CurvaturePoint(where, key, value_fn, logits_fn)
-      )
       if source.field is None:
-        before, now = _at_both(ask, drift.params, at)
+        point = sources.CurvaturePoint(at, key, value_fn, logits_fn)
+        before, now = sources.at_both(source, drift.params, point)
       else:
         now = sources.read_field(source.field, inner, at)
         before = drift.diagonal
@@ -309,18 +307,6 @@ def amos_router(
     )
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def _at_both(ask, before, now):
-  """`ask` at two points, compiled once."""
-
-  def turn(carry, _):
-    here, there, _, last = carry
-    return (there, here, last, ask(here)), None
-
-  blank = optax.tree.zeros_like(now)
-  carry, _ = jax.lax.scan(turn, (before, now, blank, blank), length=2)
-  return carry[2:]
 
 
 def _shares(params, choice, groups, count, dtype):

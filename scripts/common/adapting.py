@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common import models, tuning
+from common import data as data_sets
+from common import models, schedules, tuning
 from common.data import Data, Split
 from common.tasks import Task
 from tqdm import tqdm
@@ -49,28 +50,6 @@ def ascii_codes(text: str) -> np.ndarray:
   return np.frombuffer(text.encode("ascii", "replace"), np.uint8).astype(
     np.int32
   )
-
-
-def plain_text(data_dir) -> tuple[Data, str]:
-  """Tiny Shakespeare, or the language reference that Python ships."""
-  if data_dir is not None:
-    text, name = (Path(data_dir) / "tinyshakespeare.txt").read_text(), "Tiny "
-    name += "Shakespeare"
-  else:
-    from pydoc_data.topics import topics
-
-    text, name = (
-      "\n".join(map(topics.get, sorted(topics))),
-      "Python's reference",
-    )
-  codes = ascii_codes(text)
-  rows = (len(codes) - 1) // LENGTH
-  x = codes[: rows * LENGTH].reshape(rows, LENGTH)
-  y = codes[1 : rows * LENGTH + 1].reshape(rows, LENGTH)
-  border = int(0.9 * rows)
-  return Data(
-    Split(x[:border], y[:border]), Split(x[border:], y[border:])
-  ), name
 
 
 def sentences(data_dir) -> tuple[Data, str]:
@@ -130,23 +109,15 @@ def pretrain(
   data_dir, steps: int, rate: float = 3e-3
 ) -> tuple[Any, str, float]:
   """Weights after `steps` of AdamW with a cosine, the text, its test loss."""
-  data, name = plain_text(data_dir)
+  text, name = data_sets.text_of(data_dir)
+  data = data_sets.windows(ascii_codes(text), LENGTH)
   task = _task("pretrained", name, data, lambda p: p, _initial, 16, steps)
   method = tuning.scheduled(tuning.BASES["adamw"].make)
-  shape = tuning.schedule_shape("cosine", steps)
-  setting = {"rate": jnp.float32(rate), "shape": jnp.asarray(shape)}
-  carry = tuning.start(method, setting, tuning.initial(task, (0,))[0])
-  rows = tuning.rows_of_seeds(task, [0], steps)
+  setting = schedules.setting("cosine", rate, steps)
   with tqdm(total=steps, desc=f"pretraining on {name}") as bar:
-    for first in range(0, steps, tuning.CHUNK):
-      chunk = rows[:, first : first + tuning.CHUNK]
-      carry, (loss, _) = tuning.advance(
-        task, method, carry, setting, chunk, first, task.data.train
-      )
-      bar.set_postfix(loss=f"{loss.mean():.3g}", refresh=False)
-      bar.update(chunk.shape[1])
-  test = float(tuning.score(task, carry[0]).test_loss[0])
-  return jax.tree.map(lambda leaf: leaf[0], carry[0]), name, test
+    (params, _), *_ = tuning.train(task, method, setting, [0], steps, bar)
+  test = float(tuning.score(task, params).test_loss[0])
+  return jax.tree.map(lambda leaf: leaf[0], params), name, test
 
 
 def _initial(key):

@@ -104,32 +104,41 @@ def cifar10_30k(data_dir: Path) -> Data:
   )
 
 
-def characters(data_dir: Path | None, *, length: int = 64) -> tuple[Data, str]:
-  """Windows of `length` characters and the same shifted by one; and a name.
+def text_of(data_dir: Path | None) -> tuple[str, str]:
+  """A text and its name.
 
   Tiny Shakespeare where `data_dir` has it, otherwise the language reference
-  that Python ships (`pydoc_data.topics`). Split 90/10 in order.
+  that Python ships (`pydoc_data.topics`).
   """
   if data_dir is not None and (Path(data_dir) / "tinyshakespeare.txt").exists():
     text = (Path(data_dir) / "tinyshakespeare.txt").read_text()
-    name = "Tiny Shakespeare"
-  else:
-    from pydoc_data.topics import topics
+    return text, "Tiny Shakespeare"
+  from pydoc_data.topics import topics
 
-    text = "\n".join(topics[key] for key in sorted(topics))
-    name = "Python's language reference"
-  symbols = {symbol: code for code, symbol in enumerate(sorted(set(text)))}
-  codes = np.array([symbols[symbol] for symbol in text], np.int32)
+  text = "\n".join(topics[key] for key in sorted(topics))
+  return text, "Python's language reference"
+
+
+def windows(codes: np.ndarray, length: int) -> Data:
+  """Windows and the same shifted by one, split 90/10 in order."""
   border = int(0.9 * len(codes))
 
-  def windows(part):
+  def rows_of(part):
     rows = (len(part) - 1) // length
     return Split(
       part[: rows * length].reshape(rows, length),
       part[1 : rows * length + 1].reshape(rows, length),
     )
 
-  return Data(windows(codes[:border]), windows(codes[border:])), name
+  return Data(rows_of(codes[:border]), rows_of(codes[border:]))
+
+
+def characters(data_dir: Path | None, *, length: int = 64) -> tuple[Data, str]:
+  """Windows of `length` characters of `text_of`; and its name."""
+  text, name = text_of(data_dir)
+  symbols = {symbol: code for code, symbol in enumerate(sorted(set(text)))}
+  codes = np.array([symbols[symbol] for symbol in text], np.int32)
+  return windows(codes, length), name
 
 
 def _file(data_dir: Path | None, name: str) -> Path:

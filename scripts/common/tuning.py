@@ -250,9 +250,9 @@ def batch_loss(task: Task, x, y) -> Callable:
   return lambda params: task.losses(params, x, y)[0].mean()
 
 
-def run(
+def train(
   task: Task, method: Method, setting, seeds, steps, progress=None, look=None
-) -> Runs:
+):
   """Trains every seed from its start.
 
   Args:
@@ -265,10 +265,10 @@ def run(
     look: called with the step count and the carry before each chunk.
 
   Returns:
-    Curves and final scores.
+    Parameters and optimizer states at the end, with losses and rates of each
+    seed and step.
   """
-  params, before = initial(task, tuple(seeds))
-  carry = start(method, setting, params)
+  carry = start(method, setting, initial(task, tuple(seeds))[0])
   rows = rows_of_seeds(task, seeds, steps)
   losses, rates = [], []
   for first in range(0, steps, CHUNK):
@@ -281,17 +281,25 @@ def run(
     losses.append(np.asarray(loss))
     rates.append(np.asarray(rate))
     if progress is not None:
-      progress.set_postfix(
-        loss=f"{losses[-1].mean():.3g}",
-        learning_rate=f"{np.median(rates[-1]):.2g}",
-        refresh=False,
-      )
+      shown = {"loss": f"{losses[-1].mean():.3g}"}
+      if rates[-1].shape == losses[-1].shape:
+        shown["learning_rate"] = f"{np.median(rates[-1]):.2g}"
+      progress.set_postfix(shown, refresh=False)
       progress.update(chunk.shape[1])
-  params, state = carry
+  return carry, np.concatenate(losses, 1), np.concatenate(rates, 1)
+
+
+def run(
+  task: Task, method: Method, setting, seeds, steps, progress=None, look=None
+) -> Runs:
+  """Curves and final scores of `train`."""
+  (params, state), loss, rate = train(
+    task, method, setting, seeds, steps, progress, look
+  )
   return Runs(
-    loss=np.concatenate(losses, 1),
-    rate=np.concatenate(rates, 1),
-    initial_loss=before.train_loss,
+    loss=loss,
+    rate=rate,
+    initial_loss=initial(task, tuple(seeds))[1].train_loss,
     last=score(task, params),
     average=score(task, gen_optax.averaged_parameters(state)),
   )
