@@ -5,7 +5,6 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
 from gen_optax.elmo import step, trials
 from gen_optax.elmo.local import find_local, with_optimizer, with_rest
@@ -355,7 +354,7 @@ def scale_by_elmo(
 
 
 def _one_vector(tree):
-  """The tree as one vector, and the way back; it gathers sharded leaves."""
+  """`trees.one_vector`, for a tree that is small enough."""
   size = sum(leaf.size for leaf in jax.tree.leaves(tree))
   if size > DENSE_LIMIT:
     raise ValueError(
@@ -363,7 +362,7 @@ def _one_vector(tree):
       f"{size}: its Hessian would have {size**2:.1e} entries. Give "
       "subspace=(top, bottom), as in elmo_lanczos(top=10, bottom=5)."
     )
-  return ravel_pytree(widen(tree))
+  return trees.one_vector(widen(tree))
 
 
 def _check(subspace, order, complement, safeguarded, saddle_sign):

@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax.oracle import trees
+from gen_optax.oracle import line, trees
 from gen_optax.oracle.checks import is_known
 from gen_optax.oracle.hessian import hvp, widen
-from gen_optax.oracle.line import ValueFn
 
 
 def hutchinson_diagonal(
-  value_fn: ValueFn, params: optax.Params, key: jax.Array, samples: int = 1
+  value_fn: line.ValueFn, params: optax.Params, key: jax.Array, samples: int = 1
 ):
   r"""Hutchinson's estimate of the Hessian's diagonal.
 
@@ -121,6 +120,7 @@ def gauss_newton_bartlett_diagonal(
       logits = logits.astype(trees.at_least_float32(logits.dtype))
       labels = jax.random.categorical(key, jax.lax.stop_gradient(logits))
       losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+      line.check_averaged("logits_fn", losses.mean(), at)
       return losses.mean(), losses.size
 
     gradient, size = jax.grad(sampled_loss, has_aux=True)(wide)

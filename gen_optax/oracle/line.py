@@ -66,7 +66,34 @@ def _loss(value_fn: ValueFn, params) -> jax.Array:
       "Reduce it with jnp.mean, and drop auxiliary output: "
       "value_fn=lambda p: loss_fn(p)[0]."
     )
+  check_averaged("value_fn", loss, params)
   return loss
+
+
+def check_averaged(name: str, result: jax.Array, params):
+  """Raises where devices with the same parameters get each its own result.
+
+  Inside `shard_map` that is the loss of a part of the batch. Whoever follows it
+  parts from the others, and derivatives by parameters that all share are sums
+  over the devices, of which nobody is told.
+  """
+  own = set(_varies_over(result))
+  for leaf in jax.tree.leaves(params):
+    own -= _varies_over(leaf)
+  if own:
+    axes = ", ".join(repr(axis) for axis in sorted(own))
+    raise ValueError(
+      f"{name} differs between devices of the mapped axis {axes}, and the "
+      "parameters do not: average it over the batch's parts, as in "
+      f"value_fn=gen_optax.average_over(value_fn, {axes})."
+    )
+
+
+def _varies_over(x) -> frozenset:
+  """The axes of a `shard_map` over which an array differs, by its type."""
+  kind = jax.typeof(x)
+  # jax renamed the attribute.
+  return kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
 
 
 def losses(

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
 from gen_optax.oracle.lazy import run_if
 
@@ -173,15 +174,12 @@ def contract(rows, x) -> jax.Array:
   """
   axes = (tuple(range(1, rows.ndim)), tuple(range(x.ndim)))
   sharding = explicit_sharding(x)
-  if sharding is not None:
-    spec = jax.sharding.PartitionSpec()
-    sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
   return jnp.tensordot(
     rows,
     x,
     axes,
     precision=jax.lax.Precision.HIGHEST,
-    out_sharding=sharding,
+    out_sharding=None if sharding is None else _replicated(sharding),
   )
 
 
@@ -190,6 +188,31 @@ def explicit_sharding(leaf) -> jax.sharding.NamedSharding | None:
   sharding = jax.typeof(leaf).sharding
   explicit = not sharding.mesh.empty and sharding.mesh.are_all_axes_explicit
   return sharding if explicit else None
+
+
+def one_vector(tree):
+  """The tree as one vector on every device, and the way back.
+
+  It gathers sharded leaves. Explicit meshes have to be told to.
+  """
+  shardings = jax.tree.map(explicit_sharding, tree)
+
+  def gather(leaf, sharding):
+    if sharding is None:
+      return leaf
+    return jax.sharding.reshard(leaf, _replicated(sharding))
+
+  def put_back(leaf, sharding):
+    return leaf if sharding is None else jax.sharding.reshard(leaf, sharding)
+
+  vector, unravel = ravel_pytree(jax.tree.map(gather, tree, shardings))
+  return vector, lambda v: jax.tree.map(put_back, unravel(v), shardings)
+
+
+def _replicated(sharding) -> jax.sharding.NamedSharding:
+  """The sharding of an array that is whole on every device of that mesh."""
+  spec = jax.sharding.PartitionSpec()
+  return jax.sharding.NamedSharding(sharding.mesh, spec)
 
 
 def keep_sharding(move, x) -> Any:

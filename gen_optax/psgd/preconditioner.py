@@ -21,8 +21,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
 
+from gen_optax.oracle import trees
 from gen_optax.oracle.hessian import widen
 
 Normalizer = Literal["second", "first"]
@@ -80,16 +80,16 @@ def largest_bound(bounds, dtype) -> jax.Array:
 def on_one_vector(inner: Preconditioner) -> Preconditioner:
   """`inner` on the whole tree as one vector, the paper's theta.
 
-  Ravelling gathers sharded leaves on every device.
+  It is gathered on every device.
   """
 
   def flat(tree):
-    return ravel_pytree(widen(tree))[0]
+    return trees.one_vector(widen(tree))[0]
 
   def apply(state, updates):
-    vector, unravel = ravel_pytree(widen(updates))
+    vector, back = trees.one_vector(widen(updates))
     product: Any = inner.apply(state, vector)
-    return unravel(product)
+    return back(product)
 
   return Preconditioner(
     init=lambda params, key: inner.init(flat(params), key),

@@ -1,0 +1,146 @@
+"""A small network, laid out over eight devices in the ways that people use."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import gen_optax
+from gen_optax import amos
+
+DEVICES = 8
+ROWS = 64
+
+
+class Layout(NamedTuple):
+  """Where the arrays of `Network` live.
+
+  Attributes:
+    mesh: the mesh's shape; its axes are "d" (data) and "m" (model).
+    w, b, v: of each parameter.
+    split: the axis that the hidden units are split over while they are used; a
+      parameter that is sharded otherwise is gathered for each forward pass.
+  """
+
+  mesh: tuple[int, ...]
+  w: P
+  b: P
+  v: P
+  split: str | None = None
+
+  def make_mesh(self, axis_type: AxisType) -> Mesh:
+    names = ("d", "m")[: len(self.mesh)]
+    return jax.make_mesh(
+      self.mesh, names, axis_types=(axis_type,) * len(self.mesh)
+    )
+
+
+# The batch is sharded over "d" in all of them.
+LAYOUTS = {
+  "data parallel": Layout((8,), P(), P(), P()),
+  "leading axes": Layout((8,), P("d"), P("d"), P("d")),
+  "trailing axes": Layout((8,), P(None, "d"), P("d"), P(None, "d")),
+  "mixed axes": Layout((8,), P("d"), P(), P(None, "d")),
+  "tensor parallel": Layout((2, 4), P(None, "m"), P("m"), P("m"), "m"),
+}
+
+
+class Network(NamedTuple):
+  """Two layers that learn to imitate others like them: a full batch."""
+
+  params: Any
+  x: jax.Array
+  y: jax.Array
+
+
+def network(inputs=8, hidden=16, outputs=8, dtype=jnp.float64) -> Network:
+  keys = jax.random.split(jax.random.key(0), 5)
+  normal = lambda key, *shape: jax.random.normal(key, shape, dtype)
+  params = {
+    "b": jnp.zeros(hidden, dtype),
+    "v": normal(keys[0], hidden, outputs) * hidden**-0.5,
+    "w": normal(keys[1], inputs, hidden) * inputs**-0.5,
+  }
+  x = normal(keys[2], ROWS, inputs)
+  target = normal(keys[3], inputs, outputs) * inputs**-0.5
+  return Network(params, x, jnp.tanh(x @ target))
+
+
+def place(net: Network, layout: Layout, mesh: Mesh) -> Network:
+  put = lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec))
+  params = {name: put(net.params[name], getattr(layout, name)) for name in "bvw"}
+  return Network(params, put(net.x, P("d")), put(net.y, P("d")))
+
+
+def loss_fn(params, x, y, layout: Layout | None = None, explicit=False):
+  """The mean square error; Explicit meshes are told where products live."""
+  place, where = (lambda leaf, spec: leaf), (lambda *spec: None)
+  if explicit:
+    place, where = jax.sharding.reshard, P
+  split = layout.split if layout else None
+  w = place(params["w"], P(None, split))
+  b = place(params["b"], P(split))
+  v = place(params["v"], P(split, None))
+  contract = lambda a, b, *spec: jnp.einsum(
+    "ab,bc->ac", a, b, out_sharding=where(*spec)
+  )
+  hidden = jnp.tanh(contract(x, w, "d", split) + b)
+  return jnp.mean((contract(hidden, v, "d", None) - y) ** 2)
+
+
+def descent(stage: optax.GradientTransformation, rate=0.1):
+  """A stage that returns a preconditioned gradient, as an optimizer."""
+  return optax.chain(stage, optax.scale(-rate))
+
+
+def gen(**options) -> Callable:
+  return lambda: gen_optax.gen_adamw(weight_decay=1e-3, **options)
+
+
+def psgd(name: str) -> Callable:
+  return lambda: getattr(gen_optax, f"psgd_{name}")(momentum=0.5)
+
+
+def router(states: str) -> Callable:
+  return lambda: gen_optax.amos_router(
+    [optax.sgd(0.1), amos.sophia(0.01)],
+    states=states,
+    threshold=("quantile", 0.5),
+    every=4,
+  )
+
+
+TRANSFORMS: dict[str, Callable[[], optax.GradientTransformation]] = {
+  "gen_adamw": gen(),
+  "gen_adamw, fit": gen(estimator="fit"),
+  "gen_adamw, fit by map": gen(estimator="fit", evaluate="map"),
+  "gen_adamw, forward": gen(estimator="forward"),
+  "gen_adamw, hvp": gen(estimator="hvp"),
+  "generalized_newton": lambda: gen_optax.generalized_newton(
+    optax.sgd(1.0, momentum=0.9)
+  ),
+  "scale_by_gen_paper": lambda: optax.chain(
+    optax.adam(1.0), gen_optax.scale_by_gen_paper(1e-3)
+  ),
+  **{
+    f"psgd_{name}": psgd(name)
+    for name in ("diagonal", "xmat", "butterfly", "lra", "dense", "kron")
+  },
+  "elmo_lanczos": lambda: gen_optax.elmo_lanczos(top=2, bottom=1, order=8),
+  "elmo_dense": lambda: gen_optax.elmo_dense(),
+  "track_lipschitz": lambda: optax.chain(
+    gen_optax.track_lipschitz("third", every=2), optax.sgd(0.1)
+  ),
+  "amos_router, run_all": router("run_all"),
+  "amos_router, frozen": router("frozen"),
+  "average_parameters": lambda: optax.chain(
+    optax.adam(1e-2), gen_optax.average_parameters()
+  ),
+  "skip_implausible": lambda: gen_optax.skip_implausible(optax.adam(1e-2)),
+}
+# They treat the parameters as one vector, on every device.
+RAVELLED = ("psgd_dense", "elmo_dense")
