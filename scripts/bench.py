@@ -1,24 +1,28 @@
-"""What a step costs beside simpler ones: work, memory and time, as ratios.
+"""What a step costs beside simpler ones: work, memory, time, communication.
 
     python scripts/bench.py gen
     python scripts/bench.py psgd
     python scripts/bench.py amos
     python scripts/bench.py all --quick
+    python scripts/bench.py collectives
 
-Suites: `common/gen_costs.py`, `common/psgd_costs.py`, `common/amos_costs.py`.
+Suites: `common/gen_costs.py`, `common/psgd_costs.py`, `common/amos_costs.py`,
+and, on simulated devices and therefore not among "all", which are timed on one,
+`common/collective_costs.py`.
 """
 
 import argparse
 from pathlib import Path
 
-from common import amos_costs, gen_costs, psgd_costs, report
+from common import amos_costs, collective_costs, gen_costs, psgd_costs, report
 
-SUITES = {"gen": gen_costs, "psgd": psgd_costs, "amos": amos_costs}
+TIMED = {"gen": gen_costs, "psgd": psgd_costs, "amos": amos_costs}
+SUITES = TIMED | {"collectives": collective_costs}
 
 
 def parse_args():
   parser = argparse.ArgumentParser(
-    description="Work, memory and time of a step, as ratios.",
+    description=__doc__.splitlines()[0],
     formatter_class=argparse.ArgumentDefaultsHelpFormatter,
   )
   parser.add_argument("suite", choices=[*SUITES, "all"])
@@ -41,7 +45,7 @@ def parse_args():
 
 def main():
   args = parse_args()
-  names = list(SUITES) if args.suite == "all" else [args.suite]
+  names = list(TIMED) if args.suite == "all" else [args.suite]
   records = {name: SUITES[name].run(args) for name in names}
   path = report.write_json(
     args.out / f"bench_{args.suite}.json",

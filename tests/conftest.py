@@ -13,11 +13,15 @@ os.environ["XLA_FLAGS"] = " ".join(
   )
 )
 
+# Devices are threads of one pool, and two collectives may wait at once: eight
+# threads, one a device, can then wait for each other for ever.
+os.environ.setdefault("NPROC", "32")
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
 # Meshes are simulated; set before any test starts the backend.
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 
 
 @pytest.fixture

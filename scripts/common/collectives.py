@@ -36,45 +36,45 @@ class Collective(NamedTuple):
     kind: of `KINDS`.
     numbers: entries of its result on one device.
     bytes: of the same.
-    times: how often it runs in one step, or in one trip of its loop.
+    times: how often it runs in one step, or in one trip of its loop; a part of
+      one where a run of several steps does it once.
     lazy: whether that loop's length, or a branch, depends on data.
   """
 
   kind: str
   numbers: int
   bytes: int
-  times: int
+  times: float
   lazy: bool
 
 
 class Sum(NamedTuple):
-  """Number of collectives, and their bytes."""
+  """Number of collectives, of the numbers that they send, and of bytes."""
 
-  count: int
-  bytes: int
+  count: float
+  numbers: float
+  bytes: float
 
 
-def collectives_of(text: str) -> list[Collective]:
-  """All collectives of a compiled program's text, loops followed."""
+def collectives_of(text: str, steps: int = 1) -> list[Collective]:
+  """Collectives of one step, from the text of a program of `steps` of them."""
   computations, entry = _computations(text)
-  return list(_walk(computations, entry, 1, False))
+  return [
+    c if c.lazy else c._replace(times=c.times / steps)
+    for c in _walk(computations, entry, 1, False)
+  ]
 
 
 def total(found, *, lazy: bool | None = None, kind: str | None = None) -> Sum:
   """The sum over `found`; over one place or one kind alone where given."""
   chosen = [
-    c
-    for c in found
-    if lazy in (None, c.lazy) and kind in (None, c.kind)
+    c for c in found if lazy in (None, c.lazy) and kind in (None, c.kind)
   ]
   return Sum(
-    sum(c.times for c in chosen), sum(c.times * c.bytes for c in chosen)
+    sum(c.times for c in chosen),
+    sum(c.times * c.numbers for c in chosen),
+    sum(c.times * c.bytes for c in chosen),
   )
-
-
-def largest(found) -> int:
-  """Numbers in the largest result of one collective."""
-  return max((c.numbers for c in found), default=0)
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import gen_optax
-from gen_optax import amos
+from gen_optax import amos, psgd
 
 DEVICES = 8
 ROWS = 64
@@ -72,7 +72,9 @@ def network(inputs=8, hidden=16, outputs=8, dtype=jnp.float64) -> Network:
 
 def place(net: Network, layout: Layout, mesh: Mesh) -> Network:
   put = lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec))
-  params = {name: put(net.params[name], getattr(layout, name)) for name in "bvw"}
+  params = {
+    name: put(net.params[name], getattr(layout, name)) for name in "bvw"
+  }
   return Network(params, put(net.x, P("d")), put(net.y, P("d")))
 
 
@@ -92,51 +94,82 @@ def loss_fn(params, x, y, layout: Layout | None = None, explicit=False):
   return jnp.mean((contract(hidden, v, "d", None) - y) ** 2)
 
 
-def descent(stage: optax.GradientTransformation, rate=0.1):
-  """A stage that returns a preconditioned gradient, as an optimizer."""
-  return optax.chain(stage, optax.scale(-rate))
+def train(tx, net: Network, steps: int, layout=None, explicit=False):
+  """Losses before each step, parameters and state, all from one scan.
+
+  Returns what `jax.jit` makes of it: to be lowered, or called with `net`.
+  """
+  tx = optax.with_extra_args_support(tx)
+
+  def run(net):
+    def step(carry, _):
+      params, state = carry
+      value_fn = lambda p: loss_fn(p, net.x, net.y, layout, explicit)
+      value, grad = jax.value_and_grad(value_fn)(params)
+      updates, state = tx.update(
+        grad, state, params, value=value, grad=grad, value_fn=value_fn
+      )
+      return (optax.apply_updates(params, updates), state), value
+
+    carry = (net.params, tx.init(net.params))
+    carry, losses = jax.lax.scan(step, carry, length=steps)
+    return losses, *carry
+
+  return jax.jit(run)
 
 
 def gen(**options) -> Callable:
-  return lambda: gen_optax.gen_adamw(weight_decay=1e-3, **options)
-
-
-def psgd(name: str) -> Callable:
-  return lambda: getattr(gen_optax, f"psgd_{name}")(momentum=0.5)
-
-
-def router(states: str) -> Callable:
-  return lambda: gen_optax.amos_router(
-    [optax.sgd(0.1), amos.sophia(0.01)],
-    states=states,
-    threshold=("quantile", 0.5),
-    every=4,
+  return lambda: optax.chain(
+    optax.adamw(1.0, weight_decay=1e-3), gen_optax.scale_by_gen(**options)
   )
 
 
+def psgd_chain(name: str, **options) -> Callable:
+  return lambda: getattr(gen_optax, f"psgd_{name}")(momentum=0.5, **options)
+
+
+def router(**options) -> Callable:
+  return lambda: gen_optax.amos_router(
+    [optax.sgd(0.1), amos.sophia(0.01)],
+    **dict(threshold=("quantile", 0.5), every=4) | options,
+  )
+
+
+# Of ELMO's bases of Lanczos vectors, and of PSGD's low rank.
+ORDER, RANK = 8, 4
 TRANSFORMS: dict[str, Callable[[], optax.GradientTransformation]] = {
-  "gen_adamw": gen(),
-  "gen_adamw, fit": gen(estimator="fit"),
-  "gen_adamw, fit by map": gen(estimator="fit", evaluate="map"),
-  "gen_adamw, forward": gen(estimator="forward"),
-  "gen_adamw, hvp": gen(estimator="hvp"),
-  "generalized_newton": lambda: gen_optax.generalized_newton(
-    optax.sgd(1.0, momentum=0.9)
-  ),
+  "gen, known_slope": gen(),
+  "gen, fit by vmap": gen(estimator="fit"),
+  "gen, fit by map": gen(estimator="fit", evaluate="map"),
+  "gen, forward": gen(estimator="forward"),
+  "gen, hvp": gen(estimator="hvp"),
+  "gen, every 8": gen(every=8, dense_start=0),
+  "gen_adamw": lambda: gen_optax.gen_adamw(),
   "scale_by_gen_paper": lambda: optax.chain(
     optax.adam(1.0), gen_optax.scale_by_gen_paper(1e-3)
   ),
-  **{
-    f"psgd_{name}": psgd(name)
-    for name in ("diagonal", "xmat", "butterfly", "lra", "dense", "kron")
-  },
-  "elmo_lanczos": lambda: gen_optax.elmo_lanczos(top=2, bottom=1, order=8),
+  "psgd_diagonal": psgd_chain("diagonal"),
+  "psgd_diagonal, whitening": psgd_chain("diagonal", pairs="whitening"),
+  "psgd_xmat": psgd_chain("xmat"),
+  "psgd_butterfly": psgd_chain("butterfly"),
+  "psgd, neighbours": lambda: optax.chain(
+    gen_optax.scale_by_psgd(psgd.blocks(psgd.neighbours(2))), optax.scale(-0.1)
+  ),
+  "psgd_lra": psgd_chain("lra", rank=RANK),
+  "psgd_kron": psgd_chain("kron"),
+  "psgd_dense": psgd_chain("dense"),
+  "elmo_lanczos": lambda: gen_optax.elmo_lanczos(top=2, bottom=1, order=ORDER),
+  "elmo_lanczos, adam": lambda: gen_optax.elmo_lanczos(
+    top=2, bottom=1, order=ORDER, complement=optax.adam(1e-2), every=2
+  ),
   "elmo_dense": lambda: gen_optax.elmo_dense(),
   "track_lipschitz": lambda: optax.chain(
-    gen_optax.track_lipschitz("third", every=2), optax.sgd(0.1)
+    gen_optax.track_lipschitz("drift", order=ORDER, every=2), optax.sgd(0.1)
   ),
-  "amos_router, run_all": router("run_all"),
-  "amos_router, frozen": router("frozen"),
+  "amos_router": router(),
+  "amos_router, chunks": router(granularity=("chunk", 4)),
+  "amos_router, elements": router(granularity="element", threshold="newton"),
+  "amos_router, frozen": router(states="frozen"),
   "average_parameters": lambda: optax.chain(
     optax.adam(1e-2), gen_optax.average_parameters()
   ),
