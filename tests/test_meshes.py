@@ -183,19 +183,21 @@ def closure_sends(layout_name, axis_type, hidden):
   """What one question to the closure sends, as numbers by kind."""
   layout = LAYOUTS[layout_name]
   mesh = layout.make_mesh(axis_type)
+  explicit = axis_type == AxisType.Explicit
+
+  def loss_of(net):
+    return lambda p: layouts.loss_fn(p, net.x, net.y, layout, explicit)
+
+  questions = {
+    "forward": lambda net, v: loss_of(net)(net.params),
+    "gradient": lambda net, v: jax.value_and_grad(loss_of(net))(net.params),
+    "line": lambda net, v: exact_by_forward_mode(loss_of(net), net.params, v),
+    "hvp": lambda net, v: hvp(loss_of(net), net.params, v)[1],
+  }
   with jax.set_mesh(mesh):
     net = layouts.place(layouts.network(hidden=hidden), layout, mesh)
-    loss = lambda p: layouts.loss_fn(
-      p, net.x, net.y, layout, axis_type == AxisType.Explicit
-    )
-    questions = {
-      "forward": lambda p: loss(p),
-      "gradient": lambda p: jax.value_and_grad(loss)(p),
-      "line": lambda p: exact_by_forward_mode(loss, p, p),
-      "hvp": lambda p: hvp(loss, p, p)[1],
-    }
     texts = {
-      name: jax.jit(ask).lower(net.params).compile().as_text()
+      name: jax.jit(ask).lower(net, net.params).compile().as_text()
       for name, ask in questions.items()
     }
   return {name: numbers(text) for name, text in texts.items()}
