@@ -43,7 +43,8 @@ def average_parameters() -> optax.GradientTransformationExtraArgs:
   Raises:
     ValueError: `params` is missing.
 
-  Cost: no forward pass; one buffer of the parameters' size, at least float32.
+  Cost: no forward pass; one buffer of the parameters' size, at least float32,
+  sharded as they are. On a mesh it sends nothing.
 
   Example:
 

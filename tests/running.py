@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
 
 from gen_optax import problems
 
@@ -127,16 +126,3 @@ def logistic(count=512, width=8, seed=0, noise=0.0):
     return jnp.mean(jax.nn.softplus(-margin))
 
   return features, labels, loss
-
-
-def place_on(mesh, axis):
-  """Shards a leaf along `axis`, or its last, where four divide it."""
-
-  def place(leaf):
-    spec = [None] * leaf.ndim
-    at = min(axis, leaf.ndim - 1)
-    if leaf.shape[at] % 4 == 0:
-      spec[at] = "d"
-    return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
-
-  return place

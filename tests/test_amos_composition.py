@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 import running
-from jax.sharding import AxisType
 
 import gen_optax
 from gen_optax import amos
@@ -285,51 +284,3 @@ def test_narrow_leaves_keep_their_dtype_and_the_state_is_wide():
     )
     for leaf in jax.tree.leaves(state.drift):
       assert leaf.dtype in (jnp.float32, bool)
-
-
-# --- meshes ------------------------------------------------------------------
-
-
-def local_loss(params):
-  """Coupled within a leaf, and local to each device of the second axis."""
-  return sum(
-    jnp.sum(jnp.cos(x) * x + x**4 / 9) for x in jax.tree.leaves(params)
-  )
-
-
-@functools.cache
-def on_one_device(name):
-  start = initial_params(jnp.float64)
-  return train(router(0.01, **FORMS[name]), 5, start, local_loss)[:2]
-
-
-ON_MESHES = [
-  ("chunks", AxisType.Explicit),
-  ("elements", AxisType.Auto),
-  ("frozen", AxisType.Explicit),
-]
-
-
-@pytest.mark.parametrize("name, axis_type", ON_MESHES)
-def test_on_a_mesh_equals_one_device(x64, name, axis_type):
-  mesh = jax.make_mesh((4,), ("d",), axis_types=(axis_type,))
-  tx = router(0.01, **FORMS[name])
-  with jax.set_mesh(mesh):
-    start = jax.tree.map(running.place_on(mesh, 1), initial_params(jnp.float64))
-    losses, params, _ = train(tx, 5, start, local_loss)
-  expected = on_one_device(name)
-  np.testing.assert_allclose(losses, expected[0], rtol=1e-10)
-  close = functools.partial(np.testing.assert_allclose, rtol=1e-10)
-  jax.tree.map(close, params, expected[1])
-
-
-@pytest.mark.parametrize("name", ["elements", "frozen"])
-def test_no_parameter_is_gathered(name):
-  mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
-  tx = router(0.01, **FORMS[name])
-  with jax.set_mesh(mesh):
-    params = jax.tree.map(running.place_on(mesh, 1), initial_params())
-    state = tx.init(params)
-    step = lambda g, s, p: tx.update(g, s, p, value_fn=local_loss)
-    text = jax.jit(step).lower(params, state, params).compile().as_text()
-  assert "all-gather" not in text and "all-reduce" in text

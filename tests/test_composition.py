@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 import running
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import gen_optax
 from gen_optax.oracle.line import exact_by_forward_mode
@@ -250,73 +249,3 @@ def test_vmap_over_replicas_equals_separate_runs(x64):
   stacked = jax.tree.map(lambda *p: jnp.stack(p), *starts)
   together = jax.vmap(lambda p: train(tx, params=p)[0])(stacked)
   np.testing.assert_allclose(together, jnp.stack(separate), rtol=1e-9)
-
-
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("what", ["data", "parameters"])
-def test_on_a_mesh_equals_one_device(x64, axis_type, what):
-  assert len(jax.devices()) >= 4
-  mesh = jax.make_mesh((4,), ("d",), axis_types=(axis_type,))
-  x, y = FEATURES.astype(jnp.float64), TARGETS.astype(jnp.float64)
-  params = initial_params(jnp.float64)
-  tx = gen_optax.gen_adam()
-  single, _, _ = train(tx, 20, params, lambda p: loss_fn(p, x, y))
-
-  with jax.set_mesh(mesh):
-    place = lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec))
-    if what == "data":
-      specs = {name: PartitionSpec() for name in params}
-      x, y = place(x, PartitionSpec("d")), place(y, PartitionSpec("d"))
-    else:
-      specs = {
-        "b": PartitionSpec("d"),
-        "v": PartitionSpec("d", None),
-        "w": PartitionSpec(None, "d"),
-      }
-      # A contraction over a sharded axis must say where its result lives.
-    params = {name: place(params[name], specs[name]) for name in params}
-
-    def sharded_loss(p):
-      if axis_type == AxisType.Auto or what == "data":
-        return loss_fn(p, x, y)
-      hidden = jnp.tanh(x @ p["w"] + p["b"])
-      out = jnp.einsum(
-        "nh,ho->no", hidden, p["v"], out_sharding=PartitionSpec()
-      )
-      return jnp.mean((out - y) ** 2)
-
-    sharded, _, _ = train(tx, 20, params, sharded_loss)
-  np.testing.assert_allclose(sharded, single, rtol=1e-9)
-
-
-def test_shard_map_with_an_averaged_closure_equals_one_device(x64):
-  mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
-  x, y = FEATURES.astype(jnp.float64), TARGETS.astype(jnp.float64)
-  params = initial_params(jnp.float64)
-  tx = gen_optax.gen_momentum()
-
-  def run(params, x, y):
-    mean = gen_optax.average_over(lambda p: loss_fn(p, x, y), "d")
-    return train(tx, 20, params, mean)[0]
-
-  spec = PartitionSpec
-  mapped = jax.shard_map(
-    run, mesh=mesh, in_specs=(spec(), spec("d"), spec("d")), out_specs=spec()
-  )
-  single, _, _ = train(tx, 20, params, lambda p: loss_fn(p, x, y))
-  np.testing.assert_allclose(jax.jit(mapped)(params, x, y), single, rtol=1e-9)
-
-
-def test_shard_map_refuses_a_closure_that_is_not_averaged():
-  mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
-  tx = gen_optax.gen_momentum()
-
-  def run(params, x, y):
-    return train(tx, 2, params, lambda p: loss_fn(p, x, y))[1]
-
-  spec = PartitionSpec
-  mapped = jax.shard_map(
-    run, mesh=mesh, in_specs=(spec(), spec("d"), spec("d")), out_specs=spec()
-  )
-  with pytest.raises((ValueError, TypeError)):
-    jax.jit(mapped)(initial_params(), FEATURES, TARGETS)

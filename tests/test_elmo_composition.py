@@ -8,8 +8,7 @@ import numpy as np
 import optax
 import pytest
 import running
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from network import FEATURES, TARGETS, initial_params, loss_fn
+from network import initial_params, loss_fn
 
 import gen_optax
 
@@ -194,84 +193,3 @@ def test_donated_state_and_a_checkpoint(tmp_path):
     restored = checkpointer.restore(tmp_path / "state", target)
   again, straight = step(*restored), step(*carry)
   jax.tree.map(np.testing.assert_array_equal, again, straight)
-
-
-# --- meshes -------------------------------------------------------------------
-
-
-def contract(x, y, mesh):
-  """x @ y; on an Explicit mesh the result says where it lives."""
-  explicit = mesh is not None and mesh.are_all_axes_explicit
-  out = PartitionSpec() if explicit else None
-  return jnp.einsum("ab,bc->ac", x, y, out_sharding=out)
-
-
-def mesh_params(dtype):
-  params = initial_params(dtype)
-  return {"v": params["v"], "w": params["w"]}
-
-
-def mesh_loss(params, mesh=None):
-  x, y = (jnp.asarray(a, jnp.float64) for a in (FEATURES, TARGETS))
-  hidden = jnp.tanh(contract(x, params["w"], mesh))
-  return jnp.mean((contract(hidden, params["v"], mesh) - y) ** 2)
-
-
-MESH_CHAINS = {
-  "rest": dict(),
-  "adam, gradient, lazy": dict(
-    complement=optax.adam(1e-2), lipschitz="gradient", every=2
-  ),
-}
-
-
-def mesh_optimizer(name):
-  return gen_optax.elmo_lanczos(top=2, bottom=1, order=8, **MESH_CHAINS[name])
-
-
-@pytest.mark.parametrize(
-  "name, axis_type, axis",
-  [
-    ("adam, gradient, lazy", AxisType.Auto, 0),
-    ("rest", AxisType.Explicit, 1),
-  ],
-)
-def test_on_a_mesh_equals_one_device(x64, name, axis_type, axis):
-  mesh = jax.make_mesh((4,), ("d",), axis_types=(axis_type,))
-  params = mesh_params(jnp.float64)
-  alone, _, _ = train(mesh_optimizer(name), 4, params, mesh_loss)
-  with jax.set_mesh(mesh):
-    sharded = jax.tree.map(running.place_on(mesh, axis), params)
-    on_mesh, _, _ = train(
-      mesh_optimizer(name), 4, sharded, functools.partial(mesh_loss, mesh=mesh)
-    )
-  np.testing.assert_allclose(on_mesh, alone, rtol=1e-8)
-
-
-@pytest.mark.parametrize(
-  "axis_type, axis",
-  [(AxisType.Auto, 0), (AxisType.Auto, 1), (AxisType.Explicit, 1)],
-)
-def test_no_parameter_is_gathered(axis_type, axis):
-  """With a loss that is local to each device: the rest is the loss's affair."""
-  mesh = jax.make_mesh((4,), ("d",), axis_types=(axis_type,))
-  loss = lambda p: sum(jnp.sum(jnp.cos(x) * x) for x in jax.tree.leaves(p))
-  tx = gen_optax.elmo_lanczos(top=2, bottom=1, lipschitz="gradient", every=2)
-  with jax.set_mesh(mesh):
-    params = jax.tree.map(
-      running.place_on(mesh, axis), mesh_params(jnp.float32)
-    )
-    state = tx.init(params)
-
-    def step(gradient, state, params):
-      return tx.update(gradient, state, params, value_fn=loss)
-
-    compiled = jax.jit(step).lower(params, state, params).compile()
-  assert "all-gather" not in compiled.as_text()
-  assert "all-reduce" in compiled.as_text()
-  vectors = compiled.output_shardings[1][0].spectrum.vectors
-  for leaf, sharding in zip(
-    jax.tree.leaves(params), jax.tree.leaves(vectors), strict=True
-  ):
-    rows = NamedSharding(mesh, PartitionSpec(None, *leaf.sharding.spec))
-    assert sharding.is_equivalent_to(rows, leaf.ndim + 1)

@@ -77,7 +77,7 @@ SENDS = {
   ),
   "psgd_dense": PSGD,
   "elmo_lanczos": LANCZOS._replace(lazy=False),
-  "elmo_lanczos, adam": LANCZOS,
+  "elmo_lanczos, adam": LANCZOS._replace(hvp=layouts.ORDER + 9),
   "elmo_dense": Sends(forward=1, hvp=136, lazy=False),
   "track_lipschitz": LANCZOS._replace(forward=0),
   "amos_router": AMOS,

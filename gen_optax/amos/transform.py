@@ -167,7 +167,8 @@ def amos_router(
   2 `samples` Hessian-vector products or gradients; none on other calls, under
   `jax.vmap` too. State: three copies of the parameters (the old point, h, L)
   and the states of all optimizers. Routing spares the arithmetic and the memory
-  traffic of optimizers, if frozen, and nothing of the backward pass.
+  traffic of optimizers, if frozen, and nothing of the backward pass. On a mesh:
+  what the estimates send, and ten scalars at most for each sharded leaf.
 
   A gradient that is not finite is withheld from all optimizers. For one that is
   finite and absurd, wrap the router in `gen_optax.skip_implausible`.

@@ -65,7 +65,8 @@ def track_lipschitz(
       line that mends the call.
 
   Cost: on every `every`-th step `order` Hessian-vector products and what the
-  oracle costs.
+  oracle costs. On a mesh: what these send, and about 2 `order`^2 numbers for
+  each sharded leaf.
 
   Example:
 

@@ -159,6 +159,11 @@ def scale_by_elmo(
   other, and `order` copies of the parameters while they run, of which top +
   bottom are kept. On every step one evaluation of the loss for each trial.
 
+  On a mesh, in a subspace: what the products and trials send, and nothing else
+  where parameters are replicated; where they are sharded, besides, about
+  2 `order`^2 numbers for each leaf. The dense form gathers the parameters on
+  every device, and the compiler may distribute the n^2 numbers and gather them.
+
   Example:
 
     >>> import jax, jax.numpy as jnp, optax, gen_optax

@@ -53,7 +53,8 @@ def skip_implausible(
   Returns:
     The protected optimizer.
 
-  Cost: one pass over the gradient. A refused step runs nothing of `inner`.
+  Cost: one pass over the gradient. A refused step runs nothing of `inner`. On a
+  mesh: an all-reduce of one scalar for each sharded leaf.
 
   Example:
 

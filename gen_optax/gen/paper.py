@@ -86,6 +86,7 @@ def scale_by_gen_paper(
     ValueError: on a wrong configuration or a missing argument.
 
   Cost: one forward pass for each probe on a fitting step, none on the others.
+  On a mesh: the collectives of these passes.
 
   Example:
 

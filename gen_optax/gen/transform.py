@@ -130,6 +130,12 @@ def scale_by_gen(
   dot products, and none on the others, under `jax.vmap` too. State: one buffer
   of the parameters' size (none with `fresh_slope=False`).
 
+  On a mesh it sends what its evaluations of the closure send, and nothing else
+  where parameters are replicated: one all-reduce of the loss. Where they are
+  sharded, besides, up to four scalars for each leaf (six with "hvp"), three of
+  them on every step. A closure that gathers parameters gathers them once more
+  for each pass of a fit; `every` divides that.
+
   Example:
 
     >>> import jax, jax.numpy as jnp, optax, gen_optax

@@ -215,7 +215,13 @@ def average_over(value_fn: ValueFn, axis_name: str) -> ValueFn:
   """The closure averaged over a mapped axis, for `shard_map` and `pmap`.
 
   Each device sees its part of the batch. A closure that is not averaged sends
-  each device its own way.
+  each device its own way. Inside `shard_map` whoever reads such a closure
+  raises `ValueError` while it is traced, by the types of jax: with
+  `check_vma=False`, under `pmap`, and where each device has a copy of the
+  parameters of its own, nothing can be seen.
+
+  For parameters that are whole on every device: of sharded ones the transforms
+  would see a part. Shard those under `jax.jit`, which needs no adapter.
 
   Args:
     value_fn: the loss of this device's part of the batch.

@@ -192,7 +192,9 @@ def blocks(
 
   Returns:
     A `Preconditioner` whose state is `BlocksState(q)`: m copies of the
-    parameters.
+    parameters. Where the entries of a pair lie on two devices, the devices
+    exchange their parts of the leaf: twice for each call, and some eight times
+    for an update.
 
   Raises:
     ValueError: on an unknown `scope`, `normalizer` or `steps`; at `init`, where

@@ -38,7 +38,8 @@ def dense(
   Returns:
     A `Preconditioner` whose state is `DenseState(q)`: n copies of the
     parameters. An update solves one system of n equations, `apply` is two
-    products with Q.
+    products with Q. On a mesh sharded leaves are gathered on every device, and
+    the compiler may distribute Q and gather its n^2 numbers.
 
   Raises:
     ValueError: on an unknown `normalizer`.

@@ -61,7 +61,9 @@ def kron(
   Returns:
     A `Preconditioner` whose state is `KronState(q)`: m^2 numbers for each axis
     of length m. An update costs two products with each factor, one inverse and
-    two Gram matrices of each; `apply` two products.
+    two Gram matrices of each; `apply` two products. On a mesh a product along a
+    sharded axis ends in an all-reduce as large as the leaf, on every call; an
+    update sums the Gram matrices and may gather the factors.
 
   Raises:
     ValueError: `max_size` is negative, or on an unknown `normalizer`.

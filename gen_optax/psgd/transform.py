@@ -133,6 +133,11 @@ def scale_by_psgd(
   random numbers and the group step. Every call multiplies by P. State: that of
   the preconditioner, and one copy of the parameters for momentum.
 
+  On a mesh: what the product sends, and nothing else where parameters are
+  replicated. Where they are sharded, besides, ten scalars at most for each
+  leaf, and what the preconditioner says of itself. Only `dense`, `kron`, blocks
+  of more than four entries and `scope="global"` gather anything.
+
   Settings of the paper: `normalizer="first"` (and `steps="entry"` for `xmat`),
   `precond_learning_rate=0.01`, learning rate 0.01, and for delayed XOR
   `clip_norm=1.0, init_scale=1.0`, for MNIST `clip_norm=10.0`, for CIFAR

@@ -160,7 +160,12 @@ TRANSFORMS: dict[str, Callable[[], optax.GradientTransformation]] = {
   "psgd_dense": psgd_chain("dense"),
   "elmo_lanczos": lambda: gen_optax.elmo_lanczos(top=2, bottom=1, order=ORDER),
   "elmo_lanczos, adam": lambda: gen_optax.elmo_lanczos(
-    top=2, bottom=1, order=ORDER, complement=optax.adam(1e-2), every=2
+    top=2,
+    bottom=1,
+    order=ORDER,
+    complement=optax.adam(1e-2),
+    lipschitz="gradient",
+    every=2,
   ),
   "elmo_dense": lambda: gen_optax.elmo_dense(),
   "track_lipschitz": lambda: optax.chain(
