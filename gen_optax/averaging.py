@@ -62,7 +62,7 @@ def average_parameters() -> optax.GradientTransformationExtraArgs:
   """
 
   def init_fn(params):
-    average = jax.tree.map(lambda p: jnp.array(p, copy=True), widen(params))
+    average = trees.copy(widen(params))
     return AverageParametersState(jnp.zeros((), jnp.int32), average)
 
   def update_fn(updates, state, params=None, **extra_args):

@@ -32,6 +32,8 @@ WITHOUT_MOMENTUM = ("sgd", "rmsprop")
 EVERY = (1, 8)
 INITIAL_RATES = (1e-6, 1e-3, 1.0)
 SCHEDULES = ("cosine", "constant")
+# Seeds 3 to 7 served to develop GeN's rule.
+FIRST_REPORT_SEED = 8
 
 
 def main():
@@ -70,7 +72,8 @@ def parse_arguments():
       print("lenet is left out: MNIST needs --data-dir", file=sys.stderr)
       args.tasks.remove("lenet")
   args.search_seeds = list(range(args.seeds))
-  args.report_seeds = list(range(args.seeds, 2 * args.seeds))
+  first = FIRST_REPORT_SEED
+  args.report_seeds = list(range(first, first + args.seeds))
   return args
 
 

@@ -83,7 +83,10 @@ BASES = {"sgd": Sgd, "momentum": Momentum, "adam": Adam}
 
 @dataclasses.dataclass
 class DefaultRule:
-  """Averages of slope and curvature apart, fresh slope, dense start."""
+  """Averages of slope and curvature apart, fresh slope, dense start.
+
+  `share` = 0 leaves the least rate by distance out.
+  """
 
   eta: float
   every: int = 1
@@ -91,13 +94,15 @@ class DefaultRule:
   gamma: float = 0.9
   gamma_fresh: float = 0.97
   floor: float = 0.1
+  share: float = 0.15
   fresh: bool = True
   horizon: int | None = None
 
   def __post_init__(self):
     self.t = self.n = 0
     self.B = self.A = self.F = self.emitted_bend = 0.0
-    self.previous = None
+    self.previous = self.start = None
+    self.lengths, self.distances = [], []
     self.fit_steps = []
 
   def _bend(self, value_fn, w, u, value, b):
@@ -119,10 +124,16 @@ class DefaultRule:
       if np.isfinite(P) and 0.5 <= ratio <= 2.0:
         return
 
+  def _distance_rate(self):
+    """By the updates before this one, and the points up to this one."""
+    return self.share * max(self.distances) / np.linalg.norm(self.lengths)
+
   def step(self, w, grad, u, value_fn):
     """The update to add, eta's emitted multiple of `u`."""
     value = value_fn(w)
     b = -grad @ u
+    self.start = w if self.start is None else self.start
+    self.distances.append(np.linalg.norm(w - self.start))
     if self.fresh and self.t > 0:
       seen = self.emitted_bend - grad @ self.previous
       self.F = self.gamma_fresh * self.F + (1 - self.gamma_fresh) * seen
@@ -137,7 +148,10 @@ class DefaultRule:
       if self.fresh and self.n > 0 and self.B > 0:
         fresh = self.F / (1 - self.gamma_fresh**self.t)
         fresh *= 1 - self.gamma ** (self.n + 1)
-        slope = np.clip(fresh, self.floor * self.B, self.B)
+        least = self.floor * self.B
+        if self.A > 0:
+          least = max(least, self._distance_rate() * self.A)
+        slope = min(max(fresh, least), self.B)
       if slope > 0 and self.A > 0:
         self.eta = np.clip(slope / self.A, self.eta / 10, self.eta * 10)
       elif slope > 0:
@@ -150,6 +164,7 @@ class DefaultRule:
       emitted *= 1 - self.t / self.horizon
     self.emitted_bend = emitted * curvature
     self.previous = u
+    self.lengths.append(np.linalg.norm(u))
     self.t += 1
     return emitted * u
 

@@ -18,6 +18,10 @@ MAX_RATIO = 10.0
 FRESH_SMOOTHING = 0.97
 # The least share of the average slope that fresh data can leave standing.
 FRESH_FLOOR = 0.1
+# The least rate, as a share of the distance from the start over the root of the
+# summed squared norms of the updates (`distance_rate`). Between a tenth, too
+# little for momentum, and a fifth, too much for Lion, on LeNet.
+DISTANCE_SHARE = 0.15
 # A trial rate stands if the optimum is at least this share of it: then the loss
 # at the rate lies below phi(0) - b rate / 10. A half would say "not above", and
 # a slope that the losses contradict passes that at rounding level.
@@ -41,6 +45,8 @@ class Averages(NamedTuple):
     fresh_slope: running average of b as the next batch sees it.
     fresh_weight: its weight.
     size: running average of the squared norm of the update.
+    path: sum of the squared norms of the updates.
+    reach: largest distance of the parameters from where they started.
   """
 
   slope: jax.Array
@@ -49,6 +55,8 @@ class Averages(NamedTuple):
   fresh_slope: jax.Array
   fresh_weight: jax.Array
   size: jax.Array
+  path: jax.Array
+  reach: jax.Array
 
 
 def no_averages(dtype) -> Averages:
@@ -159,7 +167,25 @@ def average_fresh_slope(averages: Averages, fresh) -> Averages:
 def average_size(averages: Averages, size, smoothing) -> Averages:
   """Takes in the squared norm of an update that was taken."""
   mixed = smoothing * averages.size + (1 - smoothing) * size
-  return averages._replace(size=jnp.where(averages.size > 0, mixed, size))
+  return averages._replace(
+    size=jnp.where(averages.size > 0, mixed, size), path=averages.path + size
+  )
+
+
+def distance_rate(averages: Averages) -> jax.Array:
+  """A rate that needs no curvature; zero before the parameters have moved.
+
+      0.15 max_s |w_s - w_0| / sqrt(sum_s |u_s|^2)
+
+  The rate of DoG (distance over gradients), in the update's norm, times a
+  constant. A greedy rate pays for a direction's noise at each step, though the
+  loss that noise costs stays bounded and the progress adds up; where the signal
+  is weak (LeNet's first plateau) it falls until nothing moves. The distance
+  remembers that earlier steps got somewhere.
+  """
+  moved = averages.path > 0
+  root = jnp.sqrt(jnp.where(moved, averages.path, 1.0))
+  return jnp.where(moved, DISTANCE_SHARE * averages.reach / root, 0.0)
 
 
 def average_and_divide(
@@ -168,7 +194,8 @@ def average_and_divide(
   """The default rule: average slope and curvature apart, then divide.
 
       B <- smoothing B + (1 - smoothing) b,   A likewise,
-      b' = clip(F, B / 10, B)  with F the average slope on fresh data,
+      b' = clip(F, clip(r A, B / 10, B), B)
+        with F the average slope on fresh data and r the `distance_rate`,
       rate <- clip(b' / A, rate / 10, 10 rate)   if b' > 0 and A > 0,
               10 rate                            if b' > 0 and A <= 0,
               rate                               if b' <= 0.
@@ -176,11 +203,14 @@ def average_and_divide(
   Algorithm 1 averages the ratios b / A. Late in training most batches are easy
   and have A near 0, their ratios dominate the mean, and the rate explodes; here
   the rare hard batches dominate A. b is measured on the batch that made the
-  direction and is too large by that batch's noise; F is not.
+  direction and is too large by that batch's noise; F is not. F alone would be
+  too small: the rate that is best for the next step is not for the next
+  thousand. So it never brings the rate below r, within what B / A allows.
 
   Args:
     fit: a finite fit at `rate`.
-    averages: the averages before it; their `fresh_slope` includes this batch.
+    averages: the averages before it; their `fresh_slope` includes this batch,
+      and their `reach` this point.
     rate: the rate that the fit probed.
     smoothing: averaging constant of B and A, in [0, 1).
 
@@ -199,7 +229,9 @@ def average_and_divide(
 
   slope = averages.slope
   fresh = _debiased(averages.fresh_slope, averages.fresh_weight)
-  fresh = jnp.clip(fresh * averages.weight, FRESH_FLOOR * slope, slope)
+  least = distance_rate(averages) * averages.curvature
+  least = jnp.clip(least, FRESH_FLOOR * slope, slope)
+  fresh = jnp.clip(fresh * averages.weight, least, slope)
   use_fresh = (before.weight > 0) & (averages.fresh_weight > 0) & (slope > 0)
   slope = jnp.where(use_fresh, fresh, slope)
 

@@ -35,6 +35,7 @@ class ScaleByGenState(NamedTuple):
       `fresh_slope`.
     previous_bend: the last emitted rate times the curvature it met.
     follows: whether the two above describe a step that was taken.
+    start: the parameters at the start; None without `fresh_slope`.
     info: diagnostics.
   """
 
@@ -45,6 +46,7 @@ class ScaleByGenState(NamedTuple):
   previous_update: Any
   previous_bend: jax.Array
   follows: jax.Array
+  start: Any
   info: GenInfo
 
 
@@ -73,11 +75,13 @@ def scale_by_gen(
 
     B &\leftarrow \gamma B + (1 - \gamma) b, \quad
     A_{avg} \leftarrow \gamma A_{avg} + (1 - \gamma) A \\
-    \eta &\leftarrow \mathrm{clip}(F, B/10, B) / A_{avg}
+    \eta &\leftarrow \mathrm{clip}(F, \max(r A_{avg}, B/10), B) / A_{avg}
       \quad \text{within a factor of 10 of the last}
 
   F is the average slope that fresh data see: the new gradient against the last
   update. It costs no forward pass and removes the batch's own noise from b.
+  :math:`r = 0.15 \max_s |w_s - w_0| / (\sum_s |u_s|^2)^{1/2}` keeps the rate
+  from falling to what is best for the next step alone (`rule.distance_rate`).
 
   This departs from the paper's Algorithm 1 (`scale_by_gen_paper`), which
   averages the quotients b / A and diverges with momentum and Adam. The first
@@ -106,8 +110,8 @@ def scale_by_gen(
     horizon: None, the total number of steps T for a factor 1 - t / T on the
       emitted step (C.1), or a function from the step count to a factor. It
       never enters the averages.
-    fresh_slope: whether to bound b by the slope on fresh data. Costs one
-      buffer of the parameters' size.
+    fresh_slope: whether to bound b by the slope on fresh data, and that from
+      below by r. Costs two buffers of the parameters' size.
     smoothing: the averaging constant gamma, in [0, 1).
     dense_start: number of first steps that all fit, at least 0.
 
@@ -127,8 +131,9 @@ def scale_by_gen(
       line that mends the call.
 
   Cost: with `value`, one forward pass on a fitting step ("known_slope"), two
-  dot products, and none on the others, under `jax.vmap` too. State: one buffer
-  of the parameters' size (none with `fresh_slope=False`).
+  dot products, and none on the others, under `jax.vmap` too; up to 25 on the
+  first step. State: two buffers of the parameters' size (none with
+  `fresh_slope=False`); one more while the loss is evaluated.
 
   On a mesh it sends what its evaluations of the closure send, and nothing else
   where parameters are replicated: one all-reduce of the loss. Where they are
@@ -152,7 +157,8 @@ def scale_by_gen(
 
   References:
     Bu and Xu, Gradient descent with generalized Newton's method, 2024:
-    eq. 3.1 and 3.4, C.2, C.4, C.7.
+    eq. 3.1 and 3.4, C.2, C.4, C.7. Ivgi, Hinder and Carmon, DoG is SGD's best
+    friend, 2023: the distance over gradients.
   """
   check_options(learning_rate, every, smoothing, horizon)
   if is_known(dense_start) and dense_start < 0:
@@ -172,6 +178,7 @@ def scale_by_gen(
       previous_update=optax.tree.zeros_like(params) if fresh_slope else None,
       previous_bend=jnp.zeros((), dtype),
       follows=jnp.zeros((), bool),
+      start=trees.copy(params) if fresh_slope else None,
       info=report(unknown_fit(dtype), False, False),
     )
 
@@ -234,6 +241,9 @@ def scale_by_gen(
         rule.average_fresh_slope(averages, state.previous_bend - seen),
         averages,
       )
+      away = trees.distance(params, state.start, dtype)
+      reach = jnp.where(away > averages.reach, away, averages.reach)
+      averages = averages._replace(reach=reach)
 
     # A wild line has found a rate for this step alone; the lasting one moves on
     # from where it was.
@@ -272,6 +282,7 @@ def scale_by_gen(
       previous_update=previous_update,
       previous_bend=previous_bend,
       follows=jnp.where(taken, ~wild, state.follows),
+      start=state.start,
       info=trees.select(
         due,
         report(fit, accepted & fitted, ~taken),

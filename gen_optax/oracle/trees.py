@@ -63,6 +63,22 @@ def vdot(a, b, dtype) -> jax.Array:
   return total
 
 
+def distance(a, b, dtype) -> jax.Array:
+  """|a - b|, subtracted and accumulated in at least float32."""
+
+  def apart(x, y):
+    wide = at_least_float32(jnp.promote_types(x.dtype, y.dtype))
+    return x.astype(wide) - y.astype(wide)
+
+  away = jax.tree.map(apart, a, b)
+  return jnp.sqrt(vdot(away, away, dtype))
+
+
+def copy(tree):
+  """The same arrays in buffers of their own."""
+  return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
+
+
 def largest(tree, dtype) -> jax.Array:
   """max |x|; NaN where any entry is."""
   out = jnp.zeros((), dtype)
