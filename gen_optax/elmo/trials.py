@@ -95,7 +95,9 @@ def run(
     tries: how many rejections are too many.
   """
   size = jnp.abs(local.values).max(initial=0)
-  floor = _FLOOR * jnp.where(size > 0, size, 1)
+  # It ends the halving and never raises: after one absurd Hessian sigma would
+  # take dozens of steps to come down.
+  floor = jnp.minimum(_FLOOR * jnp.where(size > 0, size, 1), start.sigma)
 
   def body(carry):
     _, trial = carry

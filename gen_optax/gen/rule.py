@@ -219,7 +219,10 @@ def average_and_divide(
   """
   before = averages
   weight = influence(fit.slope, fit.curvature, before, rate)
-  share = jnp.minimum(1.0, MAX_INFLUENCE / jnp.maximum(weight, 1.0))
+  # A line that bends down promises more the longer it is: no more than one
+  # average fit, or the averages stay negative and the rate grows step by step.
+  most = jnp.where(fit.curvature < 0, 1.0, MAX_INFLUENCE)
+  share = jnp.minimum(1.0, most / jnp.maximum(weight, 1.0))
   mix = lambda old, new: smoothing * old + (1 - smoothing) * new
   averages = before._replace(
     slope=mix(before.slope, share * fit.slope),
