@@ -60,11 +60,12 @@ def parse_arguments():
   )
   parser.add_argument("--pretraining", type=int, default=1500, help="steps")
   args = parser.parse_args()
-  args.schedules = tuning.SCHEDULES
+  args.schedules, args.base = tuning.SCHEDULES, BASE
   args.steps = args.steps or 300
   if args.quick:
     args.steps, args.pretraining, args.seeds = 50, 50, 1
     args.schedules, args.ways = ("constant",), ("LoRA",)
+    args.base = BASE._replace(rates=BASE.rates[3:7])
   args.search_seeds = [0]
   args.report_seeds = list(range(1, 1 + args.seeds))
   return args
@@ -72,7 +73,9 @@ def parse_arguments():
 
 def one_way(results, task, args) -> dict:
   """Runs of each schedule at its best rate, of GeN, and GeN's time."""
-  found = schedules.compare(results, task.name, task, BASE, args.steps, args)
+  found = schedules.compare(
+    results, task.name, task, args.base, args.steps, args
+  )
 
   def relative_time():
     return tuning.relative_time(

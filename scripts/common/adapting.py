@@ -134,7 +134,7 @@ def _task(name, title, data, weights_of, init, batch_size, steps) -> Task:
     batch_size=batch_size,
     steps=steps,
     judged_by="loss",
-    scored=500,
+    scored=200,
   )
 
 
