@@ -53,6 +53,9 @@ def skip_implausible(
   Returns:
     The protected optimizer.
 
+  Raises:
+    Nothing; what `inner` raises passes.
+
   Cost: one pass over the gradient. A refused step runs nothing of `inner`.
 
   Example:
