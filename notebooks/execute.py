@@ -5,13 +5,16 @@ All of them, or those whose names begin with an argument:
 python notebooks/execute.py 01 06
 """
 
+import os
 import sys
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+# Of several copies of the package the one beside the notebooks.
+os.environ["PYTHONPATH"] = str(HERE.parent)
 
 for path in sorted(HERE.glob("*.ipynb")):
   if len(sys.argv) > 1 and not path.stem.startswith(tuple(sys.argv[1:])):
@@ -21,6 +24,7 @@ for path in sorted(HERE.glob("*.ipynb")):
     notebook,
     timeout=1800,
     record_timing=False,
+    coalesce_streams=True,
     resources={"metadata": {"path": str(HERE)}},
   ).execute()
   nbformat.write(notebook, path)
