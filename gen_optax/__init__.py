@@ -55,60 +55,106 @@ AmosInfo, Eigenpairs, StepResult.
 
 import importlib
 
-from gen_optax import amos as amos
-from gen_optax import elmo as elmo
-from gen_optax import problems as problems
-from gen_optax import psgd as psgd
-from gen_optax.alias import gen_adam as gen_adam
-from gen_optax.alias import gen_adamw as gen_adamw
-from gen_optax.alias import gen_lion as gen_lion
-from gen_optax.alias import gen_momentum as gen_momentum
-from gen_optax.alias import gen_sgd as gen_sgd
-from gen_optax.alias import generalized_newton as generalized_newton
-from gen_optax.amos.transform import AmosInfo as AmosInfo
-from gen_optax.amos.transform import AmosRouterState as AmosRouterState
-from gen_optax.amos.transform import amos_router as amos_router
-from gen_optax.averaging import average_parameters as average_parameters
-from gen_optax.averaging import averaged_parameters as averaged_parameters
-from gen_optax.elmo.alias import elmo_dense as elmo_dense
-from gen_optax.elmo.alias import elmo_lanczos as elmo_lanczos
-from gen_optax.elmo.report import curvature_report as curvature_report
-from gen_optax.elmo.track import track_lipschitz as track_lipschitz
-from gen_optax.elmo.transform import ElmoInfo as ElmoInfo
-from gen_optax.elmo.transform import ScaleByElmoState as ScaleByElmoState
-from gen_optax.elmo.transform import scale_by_elmo as scale_by_elmo
-from gen_optax.gen.guard import skip_implausible as skip_implausible
-from gen_optax.gen.paper import ScaleByGenPaperState as ScaleByGenPaperState
-from gen_optax.gen.paper import scale_by_gen_paper as scale_by_gen_paper
-from gen_optax.gen.stage import GenInfo as GenInfo
-from gen_optax.gen.transform import ScaleByGenState as ScaleByGenState
-from gen_optax.gen.transform import scale_by_gen as scale_by_gen
-from gen_optax.oracle.closures import average_over as average_over
-from gen_optax.oracle.closures import check_value_fn as check_value_fn
-from gen_optax.oracle.closures import keep_extra_args as keep_extra_args
-from gen_optax.oracle.closures import rename_extra_args as rename_extra_args
-from gen_optax.oracle.closures import with_full_params as with_full_params
-from gen_optax.oracle.diagonal import (
-  gauss_newton_bartlett_diagonal as gauss_newton_bartlett_diagonal,
+from gen_optax import amos, elmo, problems, psgd
+from gen_optax.alias import (
+  gen_adam,
+  gen_adamw,
+  gen_lion,
+  gen_momentum,
+  gen_sgd,
+  generalized_newton,
 )
-from gen_optax.oracle.diagonal import hutchinson_diagonal as hutchinson_diagonal
-from gen_optax.oracle.hessian import eigenvalue_gradient as eigenvalue_gradient
-from gen_optax.oracle.hessian import hvp as hvp
-from gen_optax.oracle.lanczos import Eigenpairs as Eigenpairs
-from gen_optax.oracle.lanczos import extreme_eigenpairs as extreme_eigenpairs
-from gen_optax.oracle.line import third_derivative as third_derivative
-from gen_optax.psgd.alias import psgd_butterfly as psgd_butterfly
-from gen_optax.psgd.alias import psgd_dense as psgd_dense
-from gen_optax.psgd.alias import psgd_diagonal as psgd_diagonal
-from gen_optax.psgd.alias import psgd_kron as psgd_kron
-from gen_optax.psgd.alias import psgd_lra as psgd_lra
-from gen_optax.psgd.alias import psgd_xmat as psgd_xmat
-from gen_optax.psgd.transform import PsgdInfo as PsgdInfo
-from gen_optax.psgd.transform import ScaleByPsgdState as ScaleByPsgdState
-from gen_optax.psgd.transform import scale_by_psgd as scale_by_psgd
-from gen_optax.training import StepResult as StepResult
-from gen_optax.training import make_step as make_step
-from gen_optax.training import metrics as metrics
+from gen_optax.amos.transform import AmosInfo, AmosRouterState, amos_router
+from gen_optax.averaging import average_parameters, averaged_parameters
+from gen_optax.elmo.alias import elmo_dense, elmo_lanczos
+from gen_optax.elmo.report import curvature_report
+from gen_optax.elmo.track import track_lipschitz
+from gen_optax.elmo.transform import ElmoInfo, ScaleByElmoState, scale_by_elmo
+from gen_optax.gen.guard import skip_implausible
+from gen_optax.gen.paper import ScaleByGenPaperState, scale_by_gen_paper
+from gen_optax.gen.stage import GenInfo
+from gen_optax.gen.transform import ScaleByGenState, scale_by_gen
+from gen_optax.oracle.closures import (
+  average_over,
+  check_value_fn,
+  keep_extra_args,
+  rename_extra_args,
+  with_full_params,
+)
+from gen_optax.oracle.diagonal import (
+  gauss_newton_bartlett_diagonal,
+  hutchinson_diagonal,
+)
+from gen_optax.oracle.hessian import eigenvalue_gradient, hvp
+from gen_optax.oracle.lanczos import Eigenpairs, extreme_eigenpairs
+from gen_optax.oracle.line import third_derivative
+from gen_optax.psgd.alias import (
+  psgd_butterfly,
+  psgd_dense,
+  psgd_diagonal,
+  psgd_kron,
+  psgd_lra,
+  psgd_xmat,
+)
+from gen_optax.psgd.transform import PsgdInfo, ScaleByPsgdState, scale_by_psgd
+from gen_optax.training import StepResult, make_step, metrics
+
+# Not flax_training: a star-import must not need Flax.
+__all__ = [
+  "AmosInfo",
+  "AmosRouterState",
+  "Eigenpairs",
+  "ElmoInfo",
+  "GenInfo",
+  "PsgdInfo",
+  "ScaleByElmoState",
+  "ScaleByGenPaperState",
+  "ScaleByGenState",
+  "ScaleByPsgdState",
+  "StepResult",
+  "amos",
+  "amos_router",
+  "average_over",
+  "average_parameters",
+  "averaged_parameters",
+  "check_value_fn",
+  "curvature_report",
+  "eigenvalue_gradient",
+  "elmo",
+  "elmo_dense",
+  "elmo_lanczos",
+  "extreme_eigenpairs",
+  "gauss_newton_bartlett_diagonal",
+  "gen_adam",
+  "gen_adamw",
+  "gen_lion",
+  "gen_momentum",
+  "gen_sgd",
+  "generalized_newton",
+  "hutchinson_diagonal",
+  "hvp",
+  "keep_extra_args",
+  "make_step",
+  "metrics",
+  "plotting",
+  "problems",
+  "psgd",
+  "psgd_butterfly",
+  "psgd_dense",
+  "psgd_diagonal",
+  "psgd_kron",
+  "psgd_lra",
+  "psgd_xmat",
+  "rename_extra_args",
+  "scale_by_elmo",
+  "scale_by_gen",
+  "scale_by_gen_paper",
+  "scale_by_psgd",
+  "skip_implausible",
+  "third_derivative",
+  "track_lipschitz",
+  "with_full_params",
+]
 
 
 def __getattr__(name):

@@ -87,12 +87,24 @@ def gen_sgd(
     **gen_options: the options of `scale_by_gen`.
 
   Returns:
-    As `generalized_newton`, which see for `update`'s arguments and the cost.
+    As `generalized_newton`, which see for `update`'s arguments.
+
+  Raises:
+    ValueError: on a wrong option, and on a missing `value_fn` or `params`.
+
+  Cost: that of `scale_by_gen`: one forward pass a step.
 
   Example:
 
-    >>> import gen_optax
+    >>> import jax.numpy as jnp, gen_optax
     >>> tx = gen_optax.gen_sgd()
+    >>> step = gen_optax.make_step(lambda w: jnp.sum((w - 3.0) ** 2), tx)
+    >>> w = jnp.zeros(2)
+    >>> print(f"{step(w, tx.init(w)).params[0]:.2f}")
+    3.00
+
+  References:
+    Bu and Xu, Gradient descent with generalized Newton's method, 2024.
   """
   return generalized_newton(optax.sgd(1.0), learning_rate, **gen_options)
 
@@ -113,12 +125,25 @@ def gen_momentum(
     **gen_options: the options of `scale_by_gen`.
 
   Returns:
-    As `generalized_newton`, which see for `update`'s arguments and the cost.
+    As `generalized_newton`, which see for `update`'s arguments.
+
+  Raises:
+    ValueError: on a wrong option, and on a missing `value_fn` or `params`.
+
+  Cost: that of `scale_by_gen`: one forward pass a step.
 
   Example:
 
-    >>> import gen_optax
+    >>> import jax.numpy as jnp, gen_optax
     >>> tx = gen_optax.gen_momentum()
+    >>> step = gen_optax.make_step(lambda w: jnp.sum((w - 3.0) ** 2), tx)
+    >>> w = jnp.zeros(2)
+    >>> print(f"{step(w, tx.init(w)).params[0]:.2f}")
+    3.00
+
+  References:
+    Bu and Xu, Gradient descent with generalized Newton's method, 2024; Polyak,
+    Some methods of speeding up the convergence of iteration methods, 1964.
   """
   base = optax.sgd(1.0, momentum=momentum, nesterov=nesterov)
   return generalized_newton(base, learning_rate, **gen_options)
@@ -142,12 +167,25 @@ def gen_adam(
     **gen_options: the options of `scale_by_gen`.
 
   Returns:
-    As `generalized_newton`, which see for `update`'s arguments and the cost.
+    As `generalized_newton`, which see for `update`'s arguments.
+
+  Raises:
+    ValueError: on a wrong option, and on a missing `value_fn` or `params`.
+
+  Cost: that of `scale_by_gen`: one forward pass a step.
 
   Example:
 
-    >>> import gen_optax
+    >>> import jax.numpy as jnp, gen_optax
     >>> tx = gen_optax.gen_adam()
+    >>> step = gen_optax.make_step(lambda w: jnp.sum((w - 3.0) ** 2), tx)
+    >>> w = jnp.zeros(2)
+    >>> print(f"{step(w, tx.init(w)).params[0]:.2f}")
+    3.00
+
+  References:
+    Bu and Xu, Gradient descent with generalized Newton's method, 2024; Kingma
+    and Ba, Adam, 2015.
   """
   base = optax.adam(1.0, b1=b1, b2=b2, eps=eps)
   return generalized_newton(base, learning_rate, **gen_options)
@@ -175,12 +213,25 @@ def gen_adamw(
     **gen_options: the options of `scale_by_gen`.
 
   Returns:
-    As `generalized_newton`, which see for `update`'s arguments and the cost.
+    As `generalized_newton`, which see for `update`'s arguments.
+
+  Raises:
+    ValueError: on a wrong option, and on a missing `value_fn` or `params`.
+
+  Cost: that of `scale_by_gen`: one forward pass a step.
 
   Example:
 
-    >>> import gen_optax
+    >>> import jax.numpy as jnp, gen_optax
     >>> tx = gen_optax.gen_adamw(weight_decay=1e-2)
+    >>> step = gen_optax.make_step(lambda w: jnp.sum((w - 3.0) ** 2), tx)
+    >>> w = jnp.zeros(2)
+    >>> print(f"{step(w, tx.init(w)).params[0]:.2f}")
+    3.00
+
+  References:
+    Bu and Xu, Gradient descent with generalized Newton's method, 2024;
+    Loshchilov and Hutter, Decoupled weight decay regularization, 2019.
   """
   base = optax.adamw(
     1.0, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask
@@ -208,12 +259,25 @@ def gen_lion(
     **gen_options: the options of `scale_by_gen`.
 
   Returns:
-    As `generalized_newton`, which see for `update`'s arguments and the cost.
+    As `generalized_newton`, which see for `update`'s arguments.
+
+  Raises:
+    ValueError: on a wrong option, and on a missing `value_fn` or `params`.
+
+  Cost: that of `scale_by_gen`: one forward pass a step.
 
   Example:
 
-    >>> import gen_optax
+    >>> import jax.numpy as jnp, gen_optax
     >>> tx = gen_optax.gen_lion()
+    >>> step = gen_optax.make_step(lambda w: jnp.sum((w - 3.0) ** 2), tx)
+    >>> w = jnp.zeros(2)
+    >>> print(f"{step(w, tx.init(w)).params[0]:.2f}")
+    3.00
+
+  References:
+    Bu and Xu, Gradient descent with generalized Newton's method, 2024; Chen et
+    al., Symbolic discovery of optimization algorithms, 2023.
   """
   base = optax.lion(1.0, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask)
   return generalized_newton(base, learning_rate, **gen_options)

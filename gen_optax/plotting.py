@@ -286,7 +286,7 @@ def plot_routing(
   ['kernel', 'bias']
   >>> plotting.close(axes)
 
-  What the AMOS of Alg. 2 decides, by tensors as in appendix K.
+  What AMOS decides: Alg. 2 of the ELMO paper, by tensors as in its appendix K.
   """
   table = np.asarray(leaf_fractions, float)
   if table.ndim != 3 or table.shape[1] != len(names):

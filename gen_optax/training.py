@@ -136,6 +136,9 @@ def metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
     Name to number, in the order of the chain; to an array where a stage reports
     several (the eigenvalues of ELMO, the shares of AMOS).
 
+  Raises:
+    AttributeError: a state's `info` is no named tuple.
+
   Example:
 
     >>> import jax.numpy as jnp, gen_optax

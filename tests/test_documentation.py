@@ -1,7 +1,9 @@
 """Public names are documented in the project's form, and listed."""
 
+import ast
 import inspect
 import re
+import textwrap
 
 import pytest
 
@@ -49,6 +51,47 @@ def test_arguments_and_results_are_documented_with_an_example(name):
     assert "Returns:" in text
 
 
+def makes_transformation(function):
+  result = str(inspect.signature(function).return_annotation)
+  return "GradientTransformation" in result
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_errors_are_documented(name):
+  """Of what raises, takes a loss closure or makes a transformation."""
+  function = FUNCTIONS[name]
+  tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+  if (
+    any(isinstance(node, ast.Raise) for node in ast.walk(tree))
+    or "value_fn" in inspect.signature(function).parameters
+    or makes_transformation(function)
+  ):
+    assert "\nRaises:" in inspect.getdoc(function)
+
+
+PAPER = re.compile(r"\b(19|20)\d\d\b|under review|(GeN|PSGD|ELMO)\s+paper")
+PLACE = re.compile(
+  r"\b(Alg\.|Algorithm|App\.|Appendix|Eq\.|Equation|Example|Figure|Lemma|"
+  r"Notation|Sec\.|Table|Theorem) \(?[A-Z]?\.?\d",
+  re.IGNORECASE,
+)
+# They change how a stage is called, and nothing that a paper describes.
+ADAPTERS = ("with_full_params", "keep_extra_args", "rename_extra_args")
+OWN = ("skip_implausible", "given_diagonal")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_place_in_a_paper_comes_with_the_paper(name):
+  """And a method with its paper, but for this package's own."""
+  function = FUNCTIONS[name]
+  text = inspect.getdoc(function)
+  if PLACE.search(text):
+    assert PAPER.search(text), PLACE.search(text).group()
+  if makes_transformation(function):
+    known = "References:" in text and PAPER.search(text.split("References:")[1])
+    assert known or name.split(".")[-1] in (*ADAPTERS, *OWN)
+
+
 @pytest.mark.parametrize(
   "name", [name for module in MODULES for name in public(module)]
 )
@@ -61,3 +104,11 @@ def test_help_is_a_table_of_contents():
   listed = set(re.findall(r"\w+", gen_optax.__doc__))
   names = set(public(gen_optax)) | {"amos", "elmo", "psgd", "problems"}
   assert names | {"flax_training", "plotting"} <= listed
+
+
+def test_a_star_import_brings_the_public_names():
+  namespace = {}
+  exec("from gen_optax import *", namespace)
+  modules = {"amos", "elmo", "psgd", "problems", "plotting"}
+  names = set(public(gen_optax)) | modules
+  assert set(namespace) - {"__builtins__"} == names

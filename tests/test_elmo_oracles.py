@@ -241,6 +241,25 @@ def test_the_verdict_is_eq_8():
     look(lambda w: jnp.nan * jnp.sum(w), [1.0, 1.0])
 
 
+def test_pairs_without_the_gradient_give_no_verdict():
+  """The rest of the space decides; a pair that is not known has dashes."""
+  curvatures = jnp.array([9.0, 1.0, 1.0])
+
+  def verdict(slope):
+    loss = lambda w: jnp.sum(curvatures * w**2) / 2 + slope * w[0] + w[1]
+    report = gen_optax.curvature_report(loss, jnp.zeros(3), top=1, bottom=0)
+    return report, report.summary().splitlines()[-1]
+
+  report, line = verdict(0.11)
+  assert report.share > 0.01 and line.endswith("second order.")
+  report, line = verdict(0.09)
+  assert report.share < 0.01 and report.favours() == "second order"
+  assert line == "no verdict: only 0.8 % of the squared gradient is in these."
+  vague = report._replace(converged=jnp.zeros(1, bool))
+  _, slope, _, threshold, *mark = vague.summary().splitlines()[1].split()
+  assert (slope, threshold, mark) == ("-", "-", ["not", "converged"])
+
+
 @pytest.mark.parametrize(
   "build, named",
   [

@@ -1,6 +1,5 @@
 """Every notebook runs from a clean kernel, and is kept with its outputs."""
 
-import os
 from pathlib import Path
 
 import nbformat
@@ -26,7 +25,9 @@ def outputs(notebook, kind):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_in_its_short_mode(path, monkeypatch):
   """Which changes how many steps are taken, and nothing else."""
-  monkeypatch.setitem(os.environ, "GEN_OPTAX_SHORT", "1")
+  monkeypatch.setenv("GEN_OPTAX_SHORT", "1")
+  # A relative path would be one of the kernel's folder.
+  monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
   notebook = nbformat.read(path, as_version=4)
   for cell in code_cells(notebook):
     cell.outputs = []

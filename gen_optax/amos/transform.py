@@ -198,6 +198,7 @@ def amos_router(
      [1. 0.]]
 
   References:
+    Optimizer selection based on function-proxy proximity, under review:
     Algorithm 2, eq. 8, appendices K and N.
   """
   names, members = _members(optimizers)

@@ -51,6 +51,10 @@ def elmo_dense(
     ...   w, state = step(w, state)
     >>> print(f"{loss(w):.4f}")
     0.0000
+
+  References:
+    Optimizer selection based on function-proxy proximity, under review:
+    Algorithm 1.
   """
   return _elmo(learning_rate, dict(lipschitz=lipschitz), elmo_options)
 
@@ -88,8 +92,18 @@ def elmo_lanczos(
 
   Example:
 
-    >>> import gen_optax
-    >>> tx = gen_optax.elmo_lanczos(top=4, bottom=2, every=5)
+    >>> import jax.numpy as jnp, gen_optax
+    >>> loss = lambda w: jnp.sum(w**4 - w**2)
+    >>> tx = gen_optax.elmo_lanczos(top=1, bottom=1, every=5)
+    >>> step = gen_optax.make_step(loss, tx, donate=False)
+    >>> w = jnp.array([1.0, 0.1, 0.5])
+    >>> bool(loss(step(w, tx.init(w)).params) < loss(w))
+    True
+
+  References:
+    Optimizer selection based on function-proxy proximity, under review:
+    Algorithm 1; Lanczos, An iteration method for the solution of the eigenvalue
+    problem of linear differential and integral operators, 1950.
   """
   own = dict(lipschitz=lipschitz, subspace=(top, bottom))
   return _elmo(learning_rate, own, elmo_options)

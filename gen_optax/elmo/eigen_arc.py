@@ -66,11 +66,13 @@ def eigen_arc(
     floor: the smallest L, positive.
 
   Returns:
-    A `LipschitzOracle`. Each call costs one evaluation of the loss where L is
-    right, else one for each raise and reduction tried.
+    A `LipschitzOracle`.
 
   Raises:
     ValueError: a number is out of its range.
+
+  Cost: one evaluation of the loss for each call where L is right, else one more
+  for each raise and reduction tried.
 
   Example:
 
@@ -79,6 +81,7 @@ def eigen_arc(
     >>> tx = gen_optax.elmo_dense(lipschitz=elmo.eigen_arc(initial=10.0))
 
   References:
+    Optimizer selection based on function-proxy proximity, under review:
     Algorithm 3, appendix J.
   """
   _check(initial, accept, relax, factor, max_raises, max_reductions, floor)

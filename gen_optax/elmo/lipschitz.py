@@ -50,6 +50,9 @@ def from_function(
   Returns:
     A `LipschitzOracle`.
 
+  Raises:
+    ValueError: when asked, where `fn` returns another shape.
+
   Example:
 
     >>> import jax.numpy as jnp
@@ -232,6 +235,7 @@ def drift(decay: float = 0.9) -> LipschitzOracle:
     >>> oracle = elmo.drift(decay=0.5)
 
   References:
+    Optimizer selection based on function-proxy proximity, under review:
     Algorithm 2, line 5.
   """
   if is_known(decay) and not 0 <= decay < 1:

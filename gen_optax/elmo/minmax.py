@@ -37,9 +37,10 @@ def upper_model(
     -0.6667
 
   References:
-    Eq. 3. The offset f and the matching of gradient and Hessian, which the
-    paper's definition of M as a maximum leaves out, are understood. Lemma 3.1
-    needs L enlarged by the rotation of the eigenvectors, which it does not say.
+    Optimizer selection based on function-proxy proximity, under review: Eq. 3.
+    The offset f and the matching of gradient and Hessian, which the paper's
+    definition of M as a maximum leaves out, are understood. Lemma 3.1 needs L
+    enlarged by the rotation of the eigenvectors, which it does not say.
   """
   x, c, h, lip = _arrays(move, slope, eigenvalue, lipschitz)
   return x * (c + x * (h / 2 + lip / 6 * jnp.abs(x)))
@@ -72,7 +73,8 @@ def lower_model(
     -1.3333
 
   References:
-    Eq. 4, Lemma C.2.
+    Optimizer selection based on function-proxy proximity, under review: Eq. 4,
+    Lemma C.2.
   """
   x, c, h, lip = _arrays(move, slope, eigenvalue, lipschitz)
   return x * (c + x * (h / 2 - lip / 6 * jnp.abs(x)))
@@ -114,7 +116,8 @@ def minmax_step(
     1.0000
 
   References:
-    Eq. 7, where "argmin" is meant for each component and the positive root for
+    Optimizer selection based on function-proxy proximity, under review: Eq. 7,
+    where "argmin" is meant for each component and the positive root for
     eigenvectors signed such that c <= 0.
   """
   c, h, lip = _arrays(slope, eigenvalue, lipschitz)
@@ -160,7 +163,8 @@ def minmax_preconditioner(
     ['0.6667', '1.1547']
 
   References:
-    Lemma 3.2.
+    Optimizer selection based on function-proxy proximity, under review: Lemma
+    3.2.
   """
   values, vectors = jnp.linalg.eigh((hessian + hessian.T) / 2)
   slope = jnp.abs(vectors.T @ gradient)
@@ -200,7 +204,8 @@ def newton_threshold(
     24.0
 
   References:
-    Eq. 8; the damped form follows from eq. 3 in the same way.
+    Optimizer selection based on function-proxy proximity, under review: Eq. 8;
+    the damped form follows from eq. 3 in the same way.
   """
   c, h, rate = _arrays(slope, eigenvalue, learning_rate)
   a = jnp.abs(c)
@@ -240,6 +245,7 @@ def step_regret(
     0.823
 
   References:
+    Optimizer selection based on function-proxy proximity, under review:
     Notation 8; `relative_regret` is this for a whole update.
   """
   x, c, h, lip = _arrays(move, slope, eigenvalue, lipschitz)

@@ -46,6 +46,7 @@ def relative_regret(
     [-0.75  0.  ]
 
   References:
+    Optimizer selection based on function-proxy proximity, under review:
     Notation 8.
   """
   move = trees.project(eigenvectors, update, eigenvalues)
@@ -81,6 +82,7 @@ def newton_residual(
     0.5303
 
   References:
+    Optimizer selection based on function-proxy proximity, under review:
     Appendix B.
   """
   left = gradient - hessian @ (preconditioner @ gradient)
@@ -118,6 +120,7 @@ def effective_condition(
     10.000
 
   References:
+    Optimizer selection based on function-proxy proximity, under review:
     Appendix D, the "effective Hessian". For the measure of appendix B,
     kappa(Phi) alone, call it with the identity for H.
   """
@@ -159,6 +162,7 @@ def eigenspace_residuals(
     [0.75 0.  ]
 
   References:
+    Optimizer selection based on function-proxy proximity, under review:
     Appendix D.
   """
   values, vectors = jnp.linalg.eigh((hessian + hessian.T) / 2)
@@ -202,7 +206,8 @@ def preconditioner_regret(
     True
 
   References:
-    Eq. 12; notation 8.
+    Optimizer selection based on function-proxy proximity, under review: Eq. 12;
+    notation 8.
   """
   values, vectors = jnp.linalg.eigh((hessian + hessian.T) / 2)
   move = -vectors.T @ (preconditioner @ gradient)

@@ -14,6 +14,9 @@ from gen_optax.oracle.closures import check_value_fn
 from gen_optax.oracle.hessian import widen
 from gen_optax.oracle.line import ValueFn, scalar_loss
 
+# Of the squared gradient: pairs that hold less of it decide nothing.
+LEAST_SHARE = 0.01
+
 
 class CurvatureReport(NamedTuple):
   """What `curvature_report` found; arrays have shape (k,).
@@ -46,7 +49,7 @@ class CurvatureReport(NamedTuple):
     return safe.sum() / jnp.maximum(convex.sum(), 1)
 
   def favours(self) -> str:
-    """The verdict of appendix L's rule.
+    """The verdict of appendix L's rule, whatever the pairs' share.
 
     Second-order methods are worth their price where the Lipschitz parameters of
     the convex eigenspaces are small, that is below their thresholds.
@@ -63,21 +66,29 @@ class CurvatureReport(NamedTuple):
     return "first order" if share == 0.0 else "both"
 
   def summary(self) -> str:
-    """A table of the pairs, and the verdict, as text."""
+    """A table of the pairs, and the verdict, as text.
+
+    There is none where the pairs hold less than 1 % of the squared gradient.
+    """
     lines = [
       f"{'eigenvalue':>12} {'slope':>10} {'lipschitz':>10} {'threshold':>10}"
     ]
     rows = zip(*(x.tolist() for x in self[:5]), strict=True)
     for value, slope, lipschitz, threshold, converged in rows:
-      mark = "" if converged else "  not converged"
+      if converged:
+        known = f"{slope:10.3g} {lipschitz:10.3g} {threshold:10.3g}"
+      else:
+        known = f"{'-':>10} {lipschitz:10.3g} {'-':>10}  not converged"
+      lines.append(f"{value:12.4g} {known}")
+    inside = f"{100 * float(self.share):.1f} % of the squared gradient"
+    if self.share < LEAST_SHARE:
+      lines.append(f"no verdict: only {inside} is in these.")
+    else:
+      safe = 100 * self.second_order_share()
       lines.append(
-        f"{value:12.4g} {slope:10.3g} {lipschitz:10.3g} {threshold:10.3g}{mark}"
+        f"{inside} is in these; Newton's step is safe in {safe:.0f} % of the "
+        f"convex ones: {self.favours()}."
       )
-    inside, safe = 100 * float(self.share), 100 * self.second_order_share()
-    lines.append(
-      f"{inside:.1f} % of the squared gradient is in these; Newton's step is "
-      f"safe in {safe:.0f} % of the convex ones: {self.favours()}."
-    )
     return "\n".join(lines)
 
 
@@ -98,7 +109,7 @@ def curvature_report(
   the convex eigenspaces have small Lipschitz parameters, second-order methods
   hold an advantage, else first-order ones do. The rule looks at the extreme
   pairs alone, and at one point: the gradient's share in them, which is reported
-  too, is often below a hundredth, and then they decide little.
+  too, is often below a hundredth, and then `summary()` gives no verdict.
 
   Args:
     value_fn: the loss as a function of the parameters alone.
@@ -126,7 +137,8 @@ def curvature_report(
     second order
 
   References:
-    Eq. 8, appendix L.
+    Optimizer selection based on function-proxy proximity, under review: Eq. 8,
+    appendix L.
   """
   check_value_fn(value_fn, params)
   params = widen(params)

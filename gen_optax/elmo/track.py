@@ -79,6 +79,7 @@ def track_lipschitz(
     ['0.00', '6.00']
 
   References:
+    Optimizer selection based on function-proxy proximity, under review:
     Algorithm 3; appendices E and I.
   """
   oracle = make_oracle(lipschitz)

@@ -182,6 +182,7 @@ def scale_by_elmo(
     -0.2500
 
   References:
+    Optimizer selection based on function-proxy proximity, under review:
     Algorithm 1, eq. 7; the safeguard is that of adaptive cubic regularisation
     (Cartis, Gould and Toint, 2011) with the caps of appendix J.
   """

@@ -53,8 +53,15 @@ def skip_implausible(
   Returns:
     The protected optimizer.
 
+<<<<<<< HEAD
   Cost: one pass over the gradient. A refused step runs nothing of `inner`. On a
   mesh: an all-reduce of one scalar for each sharded leaf.
+=======
+  Raises:
+    Nothing; what `inner` raises passes.
+
+  Cost: one pass over the gradient. A refused step runs nothing of `inner`.
+>>>>>>> docs
 
   Example:
 

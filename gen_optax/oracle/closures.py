@@ -48,9 +48,14 @@ def check_value_fn(
     params: the parameters.
     value: the loss at `params` as the training step computed it.
 
+  Returns:
+    None.
+
   Raises:
     ValueError: `value_fn` is not callable, does not return one real scalar, is
-      not finite, differs between two calls, or differs from `value`.
+      not finite, differs at all between two calls, or differs from `value` by
+      more than 300 eps of the larger of both; eps is that of the narrowest of
+      loss and parameters, and at least 1e-7.
 
   Cost: two forward passes.
 
@@ -165,6 +170,9 @@ def keep_extra_args(
   Returns:
     `tx`, deaf to all other extra arguments.
 
+  Raises:
+    Nothing; `tx` raises where an argument that it needs is missing.
+
   Example:
 
     >>> import optax, gen_optax
@@ -193,6 +201,9 @@ def rename_extra_args(
 
   Returns:
     `tx`, taking our names beside its own.
+
+  Raises:
+    Nothing; `tx` raises where an argument that it needs is missing.
 
   Example:
 
@@ -229,6 +240,9 @@ def average_over(value_fn: ValueFn, axis_name: str) -> ValueFn:
 
   Returns:
     A closure that gives every device the same loss.
+
+  Raises:
+    NameError: when called outside a map over `axis_name`.
 
   Cost: one all-reduce of a scalar for each evaluation.
 

@@ -19,7 +19,9 @@ def widen(params):
 
 
 def hvp(value_fn: ValueFn, params: optax.Params, vector: optax.Updates):
-  """The gradient and the product H v, by forward over reverse mode.
+  r"""The gradient and the product H v, by forward over reverse mode.
+
+  .. math:: H v = \partial_t \nabla L(w + t v) |_{t = 0}
 
   Args:
     value_fn: the loss as a function of the parameters alone.
@@ -28,6 +30,9 @@ def hvp(value_fn: ValueFn, params: optax.Params, vector: optax.Updates):
 
   Returns:
     `(gradient, product)`, each a tree like the widened parameters.
+
+  Raises:
+    ValueError: `value_fn` does not return one real scalar.
 
   Cost: about one gradient with its tangent: two to three times F + B, and the
   activations of both.
@@ -40,6 +45,9 @@ def hvp(value_fn: ValueFn, params: optax.Params, vector: optax.Updates):
     ...   loss, jnp.ones(2), jnp.array([1.0, 0.0]))
     >>> print(product)
     [2. 3.]
+
+  References:
+    Pearlmutter, Fast exact multiplication by the Hessian, 1994.
   """
   wide = widen(params)
   tangent = jax.tree.map(lambda p, v: v.astype(p.dtype), wide, vector)
@@ -81,6 +89,9 @@ def eigenvalue_gradient(
 
   Returns:
     A tree like the widened parameters.
+
+  Raises:
+    ValueError: `value_fn` does not return one real scalar.
 
   Cost: about three Hessian-vector products.
 

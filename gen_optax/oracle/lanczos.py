@@ -87,6 +87,10 @@ def extreme_eigenpairs(
     ...   lambda v: diagonal * v, diagonal, top=2, bottom=1)
     >>> print([f"{value:.2f}" for value in pairs.values])
     ['4.00', '3.00', '-3.00']
+
+  References:
+    Lanczos, An iteration method for the solution of the eigenvalue problem of
+    linear differential and integral operators, 1950.
   """
   size = sum(leaf.size for leaf in jax.tree.leaves(like))
   top, bottom, order = basis_sizes(top, bottom, order, size)

@@ -182,7 +182,10 @@ def third_derivative(
   Returns:
     A scalar in at least float32.
 
-  Cost: about six to eight forward passes, and their memory four times.
+  Raises:
+    ValueError: `value_fn` does not return one real scalar.
+
+  Cost: about six to eight forward passes, and four times the memory of one.
 
   Example:
 

@@ -71,6 +71,11 @@ def psgd_diagonal(
     ...   w, state = step(w, state)
     >>> print(f"{loss(w):.4f}")
     0.0000
+
+  References:
+    Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
+    Example 1; Dauphin, de Vries and Bengio, Equilibrated adaptive learning
+    rates for non-convex optimization, 2015 (ESGD).
   """
   # One step for all entries: on networks their own steps follow the noise.
   preconditioner = diagonal(steps="global")
@@ -95,13 +100,26 @@ def psgd_xmat(
     **psgd_options: the options of `scale_by_psgd`.
 
   Returns:
-    As `psgd_diagonal`, which see for the mathematics; the cost is that of
-    `gen_optax.psgd.xmat`.
+    As `psgd_diagonal`, which see for the mathematics.
+
+  Raises:
+    ValueError: on a wrong option, and on a missing `value_fn` or `params`.
+
+  Cost: that of `scale_by_psgd` with `gen_optax.psgd.xmat`.
 
   Example:
 
-    >>> import gen_optax
-    >>> tx = gen_optax.psgd_xmat(0.03, momentum=0.9)
+    >>> import jax.numpy as jnp, gen_optax
+    >>> loss = lambda w: jnp.sum(jnp.array([1.0, 100.0]) * (w - 3.0) ** 2)
+    >>> tx = gen_optax.psgd_xmat(0.5)
+    >>> step = gen_optax.make_step(loss, tx, donate=False)
+    >>> w = jnp.zeros(2)
+    >>> bool(loss(step(w, tx.init(w)).params) < loss(w))
+    True
+
+  References:
+    Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
+    Example 2.
   """
   return _psgd(xmat(scope), learning_rate, weight_decay, mask, psgd_options)
 
@@ -124,13 +142,26 @@ def psgd_butterfly(
     **psgd_options: the options of `scale_by_psgd`.
 
   Returns:
-    As `psgd_diagonal`, which see for the mathematics; the cost is that of
-    `gen_optax.psgd.butterfly`.
+    As `psgd_diagonal`, which see for the mathematics.
+
+  Raises:
+    ValueError: on a wrong option, and on a missing `value_fn` or `params`.
+
+  Cost: that of `scale_by_psgd` with `gen_optax.psgd.butterfly`.
 
   Example:
 
-    >>> import gen_optax
-    >>> tx = gen_optax.psgd_butterfly(0.03, momentum=0.9)
+    >>> import jax.numpy as jnp, gen_optax
+    >>> loss = lambda w: jnp.sum(jnp.array([1.0, 100.0]) * (w - 3.0) ** 2)
+    >>> tx = gen_optax.psgd_butterfly(0.5)
+    >>> step = gen_optax.make_step(loss, tx, donate=False)
+    >>> w = jnp.zeros(2)
+    >>> bool(loss(step(w, tx.init(w)).params) < loss(w))
+    True
+
+  References:
+    Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
+    Example 3.
   """
   return _psgd(
     butterfly(scope), learning_rate, weight_decay, mask, psgd_options
@@ -155,13 +186,26 @@ def psgd_lra(
     **psgd_options: the options of `scale_by_psgd`.
 
   Returns:
-    As `psgd_diagonal`, which see for the mathematics; the cost is that of
-    `gen_optax.psgd.low_rank`.
+    As `psgd_diagonal`, which see for the mathematics.
+
+  Raises:
+    ValueError: on a wrong option, and on a missing `value_fn` or `params`.
+
+  Cost: that of `scale_by_psgd` with `gen_optax.psgd.low_rank`.
 
   Example:
 
-    >>> import gen_optax
-    >>> tx = gen_optax.psgd_lra(0.03, momentum=0.9)
+    >>> import jax.numpy as jnp, gen_optax
+    >>> loss = lambda w: jnp.sum(jnp.array([1.0, 100.0]) * (w - 3.0) ** 2)
+    >>> tx = gen_optax.psgd_lra(0.5)
+    >>> step = gen_optax.make_step(loss, tx, donate=False)
+    >>> w = jnp.zeros(2)
+    >>> bool(loss(step(w, tx.init(w)).params) < loss(w))
+    True
+
+  References:
+    Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
+    Sec. 3.2.
   """
   return _psgd(low_rank(rank), learning_rate, weight_decay, mask, psgd_options)
 
@@ -182,13 +226,26 @@ def psgd_dense(
     **psgd_options: the options of `scale_by_psgd`.
 
   Returns:
-    As `psgd_diagonal`, which see for the mathematics; the cost is that of
-    `gen_optax.psgd.dense`.
+    As `psgd_diagonal`, which see for the mathematics.
+
+  Raises:
+    ValueError: on a wrong option, and on a missing `value_fn` or `params`.
+
+  Cost: that of `scale_by_psgd` with `gen_optax.psgd.dense`.
 
   Example:
 
-    >>> import gen_optax
-    >>> tx = gen_optax.psgd_dense(0.03, momentum=0.9)
+    >>> import jax.numpy as jnp, gen_optax
+    >>> loss = lambda w: jnp.sum(jnp.array([1.0, 100.0]) * (w - 3.0) ** 2)
+    >>> tx = gen_optax.psgd_dense(0.5)
+    >>> step = gen_optax.make_step(loss, tx, donate=False)
+    >>> w = jnp.zeros(2)
+    >>> bool(loss(step(w, tx.init(w)).params) < loss(w))
+    True
+
+  References:
+    Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
+    Example 4.
   """
   return _psgd(dense(), learning_rate, weight_decay, mask, psgd_options)
 
@@ -211,12 +268,24 @@ def psgd_kron(
     **psgd_options: the options of `scale_by_psgd`.
 
   Returns:
-    As `psgd_diagonal`, which see for the mathematics; the cost is that of
-    `gen_optax.psgd.kron`.
+    As `psgd_diagonal`, which see for the mathematics.
+
+  Raises:
+    ValueError: on a wrong option, and on a missing `value_fn` or `params`.
+
+  Cost: that of `scale_by_psgd` with `gen_optax.psgd.kron`.
 
   Example:
 
-    >>> import gen_optax
-    >>> tx = gen_optax.psgd_kron(0.03, momentum=0.9)
+    >>> import jax.numpy as jnp, gen_optax
+    >>> loss = lambda w: jnp.sum(jnp.array([1.0, 100.0]) * (w - 3.0) ** 2)
+    >>> tx = gen_optax.psgd_kron(0.5)
+    >>> step = gen_optax.make_step(loss, tx, donate=False)
+    >>> w = jnp.zeros(2)
+    >>> bool(loss(step(w, tx.init(w)).params) < loss(w))
+    True
+
+  References:
+    Li, Preconditioner on matrix Lie group for SGD, 2019.
   """
   return _psgd(kron(max_size), learning_rate, weight_decay, mask, psgd_options)

@@ -64,18 +64,25 @@ def diagonal(
       networks take "global", or a tenth of the learning rate.
 
   Returns:
-    A `Preconditioner` whose state is `DiagonalState(q)`: one copy of the
-    parameters. Update and apply are one pass each.
+    A `Preconditioner` whose state is `DiagonalState(q)`.
 
   Raises:
     ValueError: on an unknown `normalizer` or `steps`.
 
+  Cost: one copy of the parameters; update and `apply` are one pass each.
+
   Example:
 
-    >>> import gen_optax
+    >>> import jax.numpy as jnp, gen_optax
     >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.diagonal())
+    >>> w = jnp.ones(4)
+    >>> step, _ = tx.update(
+    ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
+    >>> print([f"{x:.1f}" for x in step])
+    ['0.5', '0.5', '0.5', '0.5']
 
   References:
+    Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
     Example 1; App. D.1.2.1.
   """
   return _blocks(partitions.singles(), normalizer, steps, _DIAGONAL)
@@ -100,18 +107,25 @@ def xmat(
     steps: see `blocks`.
 
   Returns:
-    A `Preconditioner` whose state is `PairState(a, b)`: two copies of the
-    parameters.
+    A `Preconditioner` whose state is `PairState(a, b)`.
 
   Raises:
     ValueError: on an unknown `scope`, `normalizer` or `steps`.
 
+  Cost: that of `blocks` with m = 2: two copies of the parameters.
+
   Example:
 
-    >>> import gen_optax
+    >>> import jax.numpy as jnp, gen_optax
     >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.xmat())
+    >>> w = jnp.ones(4)
+    >>> step, _ = tx.update(
+    ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
+    >>> print([f"{x:.1f}" for x in step])
+    ['0.5', '0.5', '0.5', '0.5']
 
   References:
+    Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
     Example 2; App. D.1.2.2.
   """
   return in_scope(
@@ -138,18 +152,25 @@ def butterfly(
     steps: see `blocks`.
 
   Returns:
-    A `Preconditioner` whose state is `PairState(a, b)`: two copies of the
-    parameters.
+    A `Preconditioner` whose state is `PairState(a, b)`.
 
   Raises:
     ValueError: on an unknown `scope`, `normalizer` or `steps`.
 
+  Cost: that of `blocks` with m = 2: two copies of the parameters.
+
   Example:
 
-    >>> import gen_optax
+    >>> import jax.numpy as jnp, gen_optax
     >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.butterfly())
+    >>> w = jnp.ones(4)
+    >>> step, _ = tx.update(
+    ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
+    >>> print([f"{x:.1f}" for x in step])
+    ['0.5', '0.5', '0.5', '0.5']
 
   References:
+    Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
     Example 3.
   """
   return in_scope(
@@ -191,22 +212,35 @@ def blocks(
       of the spectral norm, up to twice as long, safe below rate 0.5.
 
   Returns:
+<<<<<<< HEAD
     A `Preconditioner` whose state is `BlocksState(q)`: m copies of the
     parameters. Where the entries of a pair lie on two devices, the devices
     exchange their parts of the leaf: twice for each call, and some eight times
     for an update.
+=======
+    A `Preconditioner` whose state is `BlocksState(q)`.
+>>>>>>> docs
 
   Raises:
     ValueError: on an unknown `scope`, `normalizer` or `steps`; at `init`, where
       a generator does not fit a leaf.
 
+  Cost: m copies of the parameters. An update inverts each block of (m, m)
+  numbers, `apply` multiplies by each twice.
+
   Example:
 
-    >>> import gen_optax
-    >>> from gen_optax.psgd.partition import neighbours
-    >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.blocks(neighbours(2)))
+    >>> import jax.numpy as jnp, gen_optax
+    >>> from gen_optax.psgd import blocks, neighbours
+    >>> tx = gen_optax.scale_by_psgd(blocks(neighbours(2)))
+    >>> w = jnp.ones(4)
+    >>> step, _ = tx.update(
+    ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
+    >>> print([f"{x:.1f}" for x in step])
+    ['0.5', '0.5', '0.5', '0.5']
 
   References:
+    Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
     Theorem 3.1.
   """
   return in_scope(scope, _blocks(partition, normalizer, steps, _BLOCKS))

@@ -59,19 +59,31 @@ def kron(
       from below by two products.
 
   Returns:
+<<<<<<< HEAD
     A `Preconditioner` whose state is `KronState(q)`: m^2 numbers for each axis
     of length m. An update costs two products with each factor, one inverse and
     two Gram matrices of each; `apply` two products. On a mesh a product along a
     sharded axis ends in an all-reduce as large as the leaf, on every call; an
     update sums the Gram matrices and may gather the factors.
+=======
+    A `Preconditioner` whose state is `KronState(q)`.
+>>>>>>> docs
 
   Raises:
     ValueError: `max_size` is negative, or on an unknown `normalizer`.
 
+  Cost: m^2 numbers for each axis of length m. An update takes two products with
+  each factor, one inverse and two Gram matrices of each; `apply` two products.
+
   Example:
 
-    >>> import gen_optax
+    >>> import jax.numpy as jnp, gen_optax
     >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.kron())
+    >>> w = jnp.ones(4)
+    >>> step, _ = tx.update(
+    ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
+    >>> print([f"{x:.1f}" for x in step])
+    ['0.5', '0.5', '0.5', '0.5']
 
   References:
     Li, Preconditioner on matrix Lie group for SGD, 2019; PSGD_A of Table 1.

@@ -80,21 +80,28 @@ def low_rank(
       second derivative, "first" by the norm of the gradient; see `blocks`.
 
   Returns:
-    A `Preconditioner` whose state is `LowRankState`: 2 r + 1 copies of the
-    parameters. An update reads U and V twice and writes one of them; `apply`
-    reads each twice. Learning rates above 0.5 are unstable on indefinite
-    Hessians. Where leaves are sharded, all-reduces of the order of r^2 numbers
-    for each.
+    A `Preconditioner` whose state is `LowRankState`. Learning rates above 0.5
+    are unstable on indefinite Hessians.
 
   Raises:
     ValueError: `rank` is negative or no integer, or on an unknown `normalizer`.
 
+  Cost: 2 r + 1 copies of the parameters. An update reads U and V twice and
+  writes one of them; `apply` reads each twice. Where leaves are sharded,
+  all-reduces of the order of r^2 numbers for each.
+
   Example:
 
-    >>> import gen_optax
-    >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.low_rank(rank=5))
+    >>> import jax.numpy as jnp, gen_optax
+    >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.low_rank(rank=2))
+    >>> w = jnp.ones(4)
+    >>> step, _ = tx.update(
+    ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
+    >>> print([f"{x:.1f}" for x in step])
+    ['0.5', '0.5', '0.5', '0.5']
 
   References:
+    Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
     Sec. 3.2; App. C, D.1.3. (App. E.1 writes diag(d)(I + U V'), another
     preconditioner; this is the one of Sec. 3.2.)
   """

@@ -74,7 +74,7 @@ def mirrored() -> Partition:
 
 
 def cyclic(size: int) -> Partition:
-  """Blocks {i, i + n/m, i + 2n/m, ...}; m = 2 is the butterfly (Example 3).
+  """Blocks {i, i + n/m, i + 2n/m, ...}; m = 2 is the butterfly.
 
   On a leaf of several axes n is the length of the first axis that m divides.
   Where it divides none, the last entries of the longest are alone. Blocks of
@@ -162,7 +162,7 @@ def neighbours(size: int) -> Partition:
 def orbits(
   *generators: Sequence[int] | Callable[[int], Sequence[int]],
 ) -> Partition:
-  """The orbits of a subgroup of the permutations (Theorem 3.1).
+  """The orbits of a subgroup of the permutations (PSGD paper, Theorem 3.1).
 
   Args:
     generators: permutations that generate the subgroup: arrays that send i to
@@ -170,6 +170,10 @@ def orbits(
 
   Returns:
     A partition of leaves whose number of entries every generator fits.
+
+  Raises:
+    ValueError: there is no generator; on a leaf, where one is no permutation of
+      its entries.
 
   Example:
 

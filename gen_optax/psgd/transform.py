@@ -24,15 +24,16 @@ _WHITENING_MOMENTUM = 0.9
 
 
 class PsgdInfo(NamedTuple):
-  """What the last step did, for logs.
+  """What the last step did, for logs: scalars.
 
   Attributes:
-    updated: whether the preconditioner took a step.
-    rejected: whether a pair was drawn and not used: not finite, zero, or of an
-      absurd size.
-    skipped: whether the gradient was withheld: it, or its preconditioned form,
-      was not finite, or it had an absurd size and momentum would remember it.
-    norm: the norm of the preconditioned gradient before clipping.
+    updated: bool, whether the preconditioner took a step.
+    rejected: bool, whether a pair was drawn and not used: not finite, zero, or
+      of an absurd size.
+    skipped: bool, whether the gradient was withheld: it, or its preconditioned
+      form, was not finite, or it had an absurd size and momentum would remember
+      it.
+    norm: of the preconditioned gradient before clipping, in at least float32.
   """
 
   updated: jax.Array
@@ -45,13 +46,18 @@ class ScaleByPsgdState(NamedTuple):
   """State of `scale_by_psgd`.
 
   Attributes:
-    count: number of calls, int32.
-    preconditioner: the state of the preconditioner.
-    scaled: whether Q has its initial scale.
-    product: the usual size of the products h.
-    momentum: the average of gradients; None without momentum.
-    weight: the sum of the weights in `momentum`, 1 - b^t.
-    gradient: the usual size of the gradients; read with momentum alone.
+    count: number of calls, an int32 scalar.
+    preconditioner: the state of the preconditioner, as its constructor says;
+      arrays in at least float32.
+    scaled: whether Q has its initial scale, a bool scalar.
+    product: the usual size of the products h; a scalar in at least float32, and
+      a bool.
+    momentum: the average of gradients, a tree like the parameters in at least
+      float32; None without momentum.
+    weight: the sum of the weights in `momentum`, 1 - b^t, a scalar in at least
+      float32.
+    gradient: the usual size of the gradients, like `product`; read with
+      momentum alone.
     info: diagnostics.
   """
 
