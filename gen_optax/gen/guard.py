@@ -86,14 +86,20 @@ def skip_implausible(
     refused = refused | (short & ~restart)
 
     def step(carry):
-      return inner.update(updates, carry[1], params, **extra_args)
+      gradient, inner_state = carry
+      # Of the loop's own gradient: another name for it would hold it twice.
+      named = {"grad": gradient} if extra_args.get("grad") is updates else {}
+      arguments = extra_args | named
+      return inner.update(gradient, inner_state, params, **arguments)
 
     standing = state.inner_state
     if params is not None:
       standing = run_if(restart, lambda _: inner.init(params), standing)
-    # A loop of one trip, so that the state is written once and in place.
-    zeros = optax.tree.zeros_like(updates)
-    new_updates, inner_state = run_if(~refused, step, (zeros, standing))
+    # A loop of one trip, so that the state is written once and in place. The
+    # step is written where the gradient was.
+    new_updates, inner_state = run_if(~refused, step, (updates, standing))
+    zeros = optax.tree.zeros_like(new_updates)
+    new_updates = trees.select(refused, zeros, new_updates)
     counted = jnp.where(known, jnp.minimum(size, longest), size)
     mixed = SMOOTHING * state.size + (1 - SMOOTHING) * counted
     mixed = jnp.where(known & ~restart, mixed, counted)

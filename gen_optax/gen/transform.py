@@ -189,6 +189,9 @@ def scale_by_gen(
       )
     dtype = state.learning_rate.dtype
     rate, averages = state.learning_rate, state.averages
+    # Written once: the compiler would hold u for the probes and also what u is
+    # made of, for the dot products.
+    updates = jax.lax.optimization_barrier(updates)
 
     # What the update and the gradient say before any forward pass.
     size = trees.vdot(updates, updates, dtype)
