@@ -11,9 +11,24 @@ Suites: `common/gen_costs.py`, `common/psgd_costs.py`, `common/amos_costs.py`.
 import argparse
 from pathlib import Path
 
-from common import amos_costs, gen_costs, psgd_costs, report
+from common import (
+  amos_costs,
+  compile_costs,
+  gen_costs,
+  growth_costs,
+  memory_costs,
+  psgd_costs,
+  report,
+)
 
-SUITES = {"gen": gen_costs, "psgd": psgd_costs, "amos": amos_costs}
+SUITES = {
+  "memory": memory_costs,
+  "compile": compile_costs,
+  "gen": gen_costs,
+  "psgd": psgd_costs,
+  "amos": amos_costs,
+  "growth": growth_costs,
+}
 
 
 def parse_args():

@@ -189,9 +189,6 @@ def scale_by_gen(
       )
     dtype = state.learning_rate.dtype
     rate, averages = state.learning_rate, state.averages
-    # Written once: the compiler would hold u for the probes and also what u is
-    # made of, for the dot products.
-    updates = jax.lax.optimization_barrier(updates)
 
     # What the update and the gradient say before any forward pass.
     size = trees.vdot(updates, updates, dtype)
@@ -209,8 +206,9 @@ def scale_by_gen(
 
     due = (state.count < dense_start) | (state.count % every == 0)
     due = (due | suspect | ~state.calibrated) & healthy & (size > 0)
-    trial = fit_or_search(
-      lambda at: estimate(value_fn, params, updates, at, value, slope),
+    trial, updates = fit_or_search(
+      lambda u, at: estimate(value_fn, params, u, at, value, slope),
+      updates,
       rate,
       averages,
       pending=due,
