@@ -1,10 +1,10 @@
 """How the cost of an optimizer's step grows with the number of parameters.
 
-The step alone, without a gradient: one matrix of n float32 with a loss that is
-a sum of squares, so that what grows is the work for each parameter. Time is the
-median of rounds in which all programs run by turns; operations are XLA's count.
-The slope is that of log time over log n between the two largest sizes: 1 is
-linear.
+One matrix of n float32 under a loss that costs a few operations for each
+parameter, so that what grows is the optimizer's work and not a network's. Time
+is the median of rounds in which all programs run by turns; operations are XLA's
+count. The slope is that of log time over log n between the two largest sizes: 1
+is linear.
 """
 
 import jax.numpy as jnp
