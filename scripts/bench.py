@@ -1,23 +1,40 @@
 """What a step costs beside simpler ones: work, memory, time, communication.
 
+    python scripts/bench.py memory
+    python scripts/bench.py compile
     python scripts/bench.py gen
     python scripts/bench.py psgd
     python scripts/bench.py amos
-    python scripts/bench.py all --quick
-    python scripts/bench.py collectives
+    python scripts/bench.py growth
+    python scripts/bench.py all --quick     all of these
+    python scripts/bench.py collectives     on eight simulated devices
 
-Suites: `common/gen_costs.py`, `common/psgd_costs.py`, `common/amos_costs.py`,
-and, on simulated devices and therefore not among "all", which are timed on one,
-`common/collective_costs.py`.
+Each suite is a module, `common/<suite>_costs.py`.
 """
 
 import argparse
 from pathlib import Path
 
-from common import amos_costs, collective_costs, gen_costs, psgd_costs, report
+from common import (
+  amos_costs,
+  collective_costs,
+  compile_costs,
+  gen_costs,
+  growth_costs,
+  memory_costs,
+  psgd_costs,
+  report,
+)
 
-TIMED = {"gen": gen_costs, "psgd": psgd_costs, "amos": amos_costs}
-SUITES = TIMED | {"collectives": collective_costs}
+ON_ONE_DEVICE = {
+  "memory": memory_costs,
+  "compile": compile_costs,
+  "gen": gen_costs,
+  "psgd": psgd_costs,
+  "amos": amos_costs,
+  "growth": growth_costs,
+}
+SUITES = ON_ONE_DEVICE | {"collectives": collective_costs}
 
 
 def parse_args():
@@ -45,7 +62,7 @@ def parse_args():
 
 def main():
   args = parse_args()
-  names = list(TIMED) if args.suite == "all" else [args.suite]
+  names = list(ON_ONE_DEVICE) if args.suite == "all" else [args.suite]
   records = {name: SUITES[name].run(args) for name in names}
   path = report.write_json(
     args.out / f"bench_{args.suite}.json",

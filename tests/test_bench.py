@@ -18,6 +18,7 @@ import gen_optax
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from common import gen_costs as bench  # noqa: E402
+from common import programs  # noqa: E402
 
 
 def mlp_loss(params, batch):
@@ -41,16 +42,16 @@ def problem():
     )
     for n, m in zip(widths[:-1], widths[1:], strict=True)
   ]
-  x = rng.normal(size=(bench.CYCLE, 512, 64)).astype(np.float32)
-  y = rng.integers(10, size=(bench.CYCLE, 512)).astype(np.int32)
-  return bench.Problem("MLP", mlp_loss, params, (jnp.asarray(x), y))
+  x = rng.normal(size=(programs.CYCLE, 512, 64)).astype(np.float32)
+  y = rng.integers(10, size=(programs.CYCLE, 512)).astype(np.int32)
+  return programs.Problem("MLP", mlp_loss, params, (jnp.asarray(x), y))
 
 
 @pytest.fixture(scope="module")
 def extra(problem):
   """Costs over the base step, each optimizer compiled once."""
-  forward = bench.forward_cost(problem)
-  base = bench.step_cost(problem, bench.base_optimizer())
+  forward = programs.forward_cost(problem)
+  base = programs.step_cost(problem, programs.base_optimizer())
   known = {}
 
   def look_up(name, optimizer):
@@ -128,7 +129,7 @@ def test_a_cycle_evaluates_the_closure_once_a_probe(candidate, every):
   exact = candidate.name in ("forward", "hvp")
   probes = 1 if exact else candidate.passes
   counted = bench.count_evaluations(candidate.make(every))
-  assert counted == probes * bench.CYCLE // every
+  assert counted == probes * programs.CYCLE // every
 
 
 def test_moved_products_are_seen():
@@ -140,4 +141,4 @@ def test_moved_products_are_seen():
     return jax.lax.while_loop(lambda c: c[0] < n, body, (0, jnp.zeros(())))
 
   lowered = jax.jit(program).lower(jnp.ones((64, 64)), 3)
-  assert bench.cost_of(lowered.compile()).moved == 1
+  assert programs.cost_of(lowered.compile()).moved == 1

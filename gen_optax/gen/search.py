@@ -1,7 +1,7 @@
 """The one loop that holds all evaluations of a step: fit, search, or none."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,14 +28,15 @@ class Trial(NamedTuple):
 
 
 def fit_or_search(
-  estimate: Callable[[jax.Array], LineFit],
+  estimate: Callable[[Any, jax.Array], LineFit],
+  direction: Any,
   rate: jax.Array,
   averages: rule.Averages,
   *,
   pending: jax.Array,
   searching: jax.Array,
   wild: jax.Array,
-) -> Trial:
+) -> tuple[Trial, Any]:
   """Fits once at `rate`, or searches a rate that the line itself supports.
 
   One loop holds both and the lazy steps, which make no trip: `lax.cond` would
@@ -43,7 +44,8 @@ def fit_or_search(
   compile the closure twice.
 
   Args:
-    estimate: the fit at a rate.
+    estimate: the fit along a direction at a rate.
+    direction: the update.
     rate: the rate that stands.
     averages: what the fit is compared to; a wild one starts a search.
     pending: whether to evaluate at all.
@@ -51,11 +53,16 @@ def fit_or_search(
     wild: whether the line is known to be wild before it is evaluated.
 
   Returns:
-    The last trial. It has failed where `searching` is still set.
+    The last trial, which has failed where `searching` is still set, and the
+    direction. It goes through the loop, so that the compiler holds it alone:
+    what comes behind would else be fused with what makes the direction, and
+    that be held as well.
   """
 
-  def try_rate(trial):
-    fit = estimate(trial.rate)
+  def try_rate(carry):
+    trial, along = carry
+    along = jax.lax.optimization_barrier(along)
+    fit = estimate(along, trial.rate)
     surprise = (trial.trials == 0) & rule.is_wild(fit, averages, trial.rate)
     searching = trial.searching | surprise
     next_rate, low, high, found, hopeless = rule.search_step(
@@ -63,7 +70,7 @@ def fit_or_search(
     )
     found = found & searching
     stop = ~searching | hopeless | (trial.trials >= MAX_TRIALS)
-    return Trial(
+    next_trial = Trial(
       rate=jnp.where(stop, trial.rate, next_rate),
       low=low,
       high=high,
@@ -74,6 +81,7 @@ def fit_or_search(
       wild=trial.wild | surprise,
       pending=~stop,
     )
+    return next_trial, along
 
   start = Trial(
     rate=rate,
@@ -86,4 +94,6 @@ def fit_or_search(
     wild=wild,
     pending=pending,
   )
-  return jax.lax.while_loop(lambda trial: trial.pending, try_rate, start)
+  return jax.lax.while_loop(
+    lambda carry: carry[0].pending, try_rate, (start, direction)
+  )

@@ -219,8 +219,9 @@ def scale_by_gen(
 
     due = (state.count < dense_start) | (state.count % every == 0)
     due = (due | suspect | ~state.calibrated) & healthy & (size > 0)
-    trial = fit_or_search(
-      lambda at: estimate(value_fn, params, updates, at, value, slope),
+    trial, updates = fit_or_search(
+      lambda u, at: estimate(value_fn, params, u, at, value, slope),
+      updates,
       rate,
       averages,
       pending=due,

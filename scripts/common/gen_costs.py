@@ -20,22 +20,32 @@ quartiles. The ideal is (F + B) / (F + B + K F / every) with F and F + B from
 the same run and K the forward passes of a fit; the paper's fit has K = 2.
 """
 
-import re
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common import report, tasks
+from common import adapting, gen_tables, gpt2_costs, tasks
+from common.programs import (
+  CYCLE,
+  Cost,
+  Problem,
+  base_optimizer,
+  forward_cost,
+  gradient_cost,
+  problem_of,
+  step_cost,
+  train_step,
+)
 from common.timing import copy_of, paired_ratios, quartiles
 from tqdm import tqdm
 
 import gen_optax
 
-CYCLE = 8  # steps that are timed together: a multiple of every `every`
 EVERY = (1, 4, 8)
 PAPER_PASSES = 2  # forward passes of the paper's fit
 
@@ -57,8 +67,19 @@ class Candidate(NamedTuple):
   note: str = ""
 
 
-def base_optimizer() -> optax.GradientTransformation:
-  return optax.adam(1e-3)
+def lora() -> tasks.Task:
+  """A fine-tuning of rank 4: the weights stay, and F is nearly all of B."""
+  data, name = adapting.sentences(None)
+  start = adapting.network().init(jax.random.key(0), data.train.x[:1])
+  return adapting.adapt("LoRA", start, data, name, steps=1)
+
+
+PROBLEMS = {
+  "mlp": tasks.mlp,
+  "cnn": tasks.cnn,
+  "transformer": tasks.transformer,
+  "lora": lora,
+}
 
 
 def default_rule(estimator: str, evaluate: str = "vmap"):
@@ -90,120 +111,6 @@ GEN = (
   Candidate("paper rule, vmap", paper_rule("vmap"), 2),
   Candidate("paper rule, map", paper_rule("map"), 2, "*"),
 )
-
-
-class Problem(NamedTuple):
-  """A network with batches: `loss(params, batch)`, batch = (x, y)."""
-
-  title: str
-  loss: Callable
-  params: optax.Params
-  batches: Any  # each leaf of shape (CYCLE, batch_size, ...)
-
-  @property
-  def batch(self):
-    return jax.tree.map(lambda leaf: leaf[0], self.batches)
-
-  @property
-  def size(self) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(self.params))
-
-
-def problem_of(task: tasks.Task, batch_size: int | None = None) -> Problem:
-  batch_size = batch_size or task.batch_size
-  rows = np.random.default_rng(0).permutation(len(task.data.train.y))
-  rows = np.resize(rows, (CYCLE, batch_size))
-  return Problem(
-    title=f"{task.title.split(',')[0]}, batches of {batch_size}",
-    loss=lambda params, batch: task.losses(params, *batch)[0].mean(),
-    params=task.init(jax.random.key(0)),
-    batches=jax.tree.map(
-      lambda a: jnp.asarray(a[rows]), tuple(task.data.train)
-    ),
-  )
-
-
-def train_step(optimizer, loss) -> Callable:
-  """`step(carry, batch) -> (carry, loss)` with carry (params, state)."""
-  optimizer = optax.with_extra_args_support(optimizer)
-
-  def step(carry, batch):
-    params, state = carry
-    value_fn = lambda p: loss(p, batch)
-    value, grad = jax.value_and_grad(value_fn)(params)
-    updates, state = optimizer.update(
-      grad, state, params, value=value, grad=grad, value_fn=value_fn
-    )
-    return (optax.apply_updates(params, updates), state), value
-
-  return step
-
-
-class Cost(NamedTuple):
-  """What XLA says of one compiled program.
-
-  Attributes:
-    flops: of all instructions, bodies of loops once.
-    temporary: bytes of temporary buffers.
-    arguments: bytes of arguments.
-    moved: matrix products of a loop's body that XLA moved in front of the loop,
-      where they run on every step, lazy or not.
-  """
-
-  flops: float
-  temporary: int
-  arguments: int
-  moved: int
-
-
-def cost_of(compiled) -> Cost:
-  memory = compiled.memory_analysis()
-  return Cost(
-    flops=compiled.cost_analysis()["flops"],
-    temporary=memory.temp_size_in_bytes,
-    arguments=memory.argument_size_in_bytes,
-    moved=moved_products(compiled.as_text()),
-  )
-
-
-def moved_products(text: str) -> int:
-  """Products that were traced in a loop's body and run outside of any loop."""
-  computations, name = {}, None
-  for line in text.splitlines():
-    if opening := re.match(r"(ENTRY )?%?([\w.-]+) \(.*{$", line):
-      name = "ENTRY" if opening[1] else opening[2]
-      computations[name] = []
-    elif name is not None:
-      computations[name].append(line)
-  # What is reached from the entry without going through a loop's body.
-  waiting, outside = ["ENTRY"], set()
-  while waiting:
-    name = waiting.pop()
-    outside.add(name)
-    called = re.findall(
-      r"(?:calls|to_apply)=%?([\w.-]+)", "\n".join(computations[name])
-    )
-    waiting += [other for other in called if other not in outside]
-  product = re.compile(r" (dot|convolution|custom-call)\(.*/while/body/")
-  lines = [line for name in outside for line in computations[name]]
-  return sum(bool(product.search(line)) for line in lines)
-
-
-def forward_cost(problem: Problem) -> Cost:
-  lowered = jax.jit(problem.loss).lower(problem.params, problem.batch)
-  return cost_of(lowered.compile())
-
-
-def gradient_cost(problem: Problem) -> Cost:
-  gradient = jax.jit(jax.value_and_grad(problem.loss))
-  return cost_of(gradient.lower(problem.params, problem.batch).compile())
-
-
-def step_cost(problem: Problem, optimizer) -> Cost:
-  """Work and memory of one training step whose carry is donated."""
-  step = jax.jit(train_step(optimizer, problem.loss), donate_argnums=0)
-  state = jax.eval_shape(optimizer.init, problem.params)
-  return cost_of(step.lower((problem.params, state), problem.batch).compile())
 
 
 def extra_cost(problem: Problem, optimizer, base: Cost, forward: Cost) -> dict:
@@ -306,7 +213,7 @@ def ideal_speed(forward, gradient, passes, every) -> float:
   return gradient / (gradient + passes * forward / every)
 
 
-def measure(problem: Problem, args, bar) -> dict:
+def measure(problem: Problem, chosen, args, bar) -> dict:
   """All numbers of one network, as a record for the JSON file."""
   forward, gradient = forward_cost(problem), gradient_cost(problem)
   base = step_cost(problem, base_optimizer())
@@ -331,7 +238,7 @@ def measure(problem: Problem, args, bar) -> dict:
     bar.update()
   f, g = record["forward_over_base"][1], record["gradient_over_base"][1]
 
-  for candidate in GEN:
+  for candidate in chosen:
     bar.set_description(f"{problem.title.split()[0]}: {candidate.name}")
     record["candidates"][candidate.name] = {
       "note": candidate.note,
@@ -360,113 +267,21 @@ def measure(problem: Problem, args, bar) -> dict:
   return record
 
 
-def ratio(x: float) -> str:
-  return f"{x:.3f}"
-
-
-def cost_table(record: dict) -> str:
-  rows = [
-    [
-      name,
-      ratio(row["flops_in_forward"]) + row["note"],
-      f"{row['flops_per_parameter']:.1f}" if not row["note"] else "-",
-      f"{row['temporary_copies']:+.2f}",
-      f"{row['state_copies']:+.2f}",
-      row["moved_products"],
-    ]
-    for name, row in record["candidates"].items()
-  ]
-  headers = [
-    "one compiled fitting step, over base",
-    "flops / F",
-    "beyond 1 F, per parameter",
-    "temporary copies",
-    "state copies",
-    "products on every step",
-  ]
-  return report.table(headers, rows)
-
-
-def time_table(record: dict) -> str:
-  rows = [
-    [
-      row["candidate"],
-      row["every"],
-      row["evaluations"],
-      ratio(row["over_base"][1]),
-      f"{row['over_base'][0]:.3f}-{row['over_base'][2]:.3f}",
-      row["pairs"],
-      ratio(row["relative_speed"]),
-      ratio(row["ideal"]),
-      ratio(row["of_ideal"]),
-      ratio(row["paper_ideal"]),
-    ]
-    for row in record["times"]
-  ]
-  headers = [
-    "cycles of 8 steps",
-    "every",
-    "losses",
-    "time / base",
-    "quartiles",
-    "pairs",
-    "speed",
-    "ideal",
-    "of ideal",
-    "paper's ideal",
-  ]
-  return report.table(headers, rows)
-
-
-def best_lines(record: dict, default: str) -> str:
-  """The fastest candidate at each `every` beside the default."""
-  lines = []
-  for every in sorted({row["every"] for row in record["times"]}):
-    speeds = {
-      row["candidate"]: row["relative_speed"]
-      for row in record["times"]
-      if row["every"] == every
-    }
-    best = max(speeds, key=speeds.get)
-    lines.append(
-      f"every {every}: fastest is {best} at {speeds[best]:.3f} of the base's "
-      f"speed; {default} has {speeds[default]:.3f}"
-    )
-  return "\n".join(lines)
-
-
-def describe(record: dict, default: str) -> str:
-  def spread(name):
-    low, middle, high = record[f"{name}_over_base"]
-    return f"{middle:.3f} ({low:.3f}-{high:.3f})"
-
-  return "\n".join(
-    [
-      f"\n## {record['title']}: {record['parameters']:,} parameters",
-      f"flops: F = {record['forward_flops']:.3g}, "
-      f"F + B = {record['gradient_flops_in_forward']:.2f} F, "
-      f"base step = {record['base_flops_in_forward']:.2f} F",
-      f"temporary memory in parameter copies: "
-      f"F {record['forward_temporary_copies']:.1f}, "
-      f"F + B {record['gradient_temporary_copies']:.1f}, "
-      f"base step {record['base_temporary_copies']:.1f}",
-      f"time over the base step ({1e3 * record['base_seconds_per_step']:.2f} "
-      f"ms): F {spread('forward')}, F + B {spread('gradient')}\n",
-      cost_table(record),
-      "* lax.map over two probes, its body counted once: add one F\n",
-      time_table(record),
-      "losses: closure evaluations at run time in a cycle of 8 steps\n",
-      best_lines(record, default),
-    ]
-  )
-
-
 def add_options(parser):
   parser.add_argument(
     "--models",
     nargs="+",
-    choices=["mlp", "cnn", "transformer"],
-    default=["mlp", "cnn", "transformer"],
+    choices=[*PROBLEMS, "gpt2"],
+    default=list(PROBLEMS),
+  )
+  parser.add_argument(
+    "--candidates",
+    nargs="+",
+    default=[""],
+    help="first letters of the names of those to measure",
+  )
+  parser.add_argument(
+    "--profile", type=Path, help="gpt2: folder for traces of the device"
   )
   parser.add_argument("--every", nargs="+", type=int, default=EVERY)
   parser.add_argument(
@@ -484,10 +299,14 @@ def check_options(parser, args):
 def run(args) -> dict:
   """Measures, prints and returns the records by network."""
   print(__doc__.split("\n\n", 1)[1])
+  chosen = [c for c in GEN if c.name.startswith(tuple(args.candidates))]
+  small = [model for model in args.models if model in PROBLEMS]
   records = {}
-  with tqdm(total=(2 + len(GEN) * len(args.every)) * len(args.models)) as bar:
-    for model in args.models:
-      problem = problem_of(getattr(tasks, model)(None), args.batch_size)
-      records[model] = measure(problem, args, bar)
-      tqdm.write(describe(records[model], GEN[0].name))
+  with tqdm(total=(2 + len(chosen) * len(args.every)) * len(small)) as bar:
+    for model in small:
+      problem = problem_of(PROBLEMS[model](), args.batch_size)
+      records[model] = measure(problem, chosen, args, bar)
+      tqdm.write(gen_tables.describe(records[model], chosen[0].name))
+  if "gpt2" in args.models:
+    records["gpt2"] = gpt2_costs.run(args)
   return records
