@@ -14,7 +14,7 @@ def test_readme_code_runs(capsys):
   blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
   assert len(blocks) >= 3
   namespace = {}
-  # The lines of an optax loop stand before the program that defines their names.
+  # The lines of a loop stand before the program that defines their names.
   loop = re.search(r"\n\n```\n(.*?)```", README.read_text(), re.DOTALL)[1]
   for block in [blocks[0], loop, *blocks[1:]]:
     exec(compile(block, str(README), "exec"), namespace)

@@ -137,7 +137,7 @@ def scale_by_gen(
 
   On a mesh it sends what its evaluations of the closure send, and nothing else
   where parameters are replicated: one all-reduce of the loss. Where they are
-  sharded, besides, up to four scalars for each leaf (six with "hvp"), three of
+  sharded, besides, up to five scalars for each leaf (seven with "hvp"), four of
   them on every step. A closure that gathers parameters gathers them once more
   for each pass of a fit; `every` divides that.
 
