@@ -37,42 +37,38 @@ def skip_implausible(
 ) -> optax.GradientTransformationExtraArgs:
   """Withholds steps whose gradient is not finite or absurdly long.
 
-    A moment that has taken in one gradient of 1e20 times the usual size needs
-    hundreds of steps to forget it. A gradient is refused where its norm is not
-    finite or twenty times the running root mean square; a refused one counts
-    there as twenty times, so that a size that stays is accepted after a few
-    steps, and a batch that comes again is accepted the second time. On a refused
-    gradient the update is zero and the wrapped state stays as it was.
+  A moment that has taken in one gradient of 1e20 times the usual size needs
+  hundreds of steps to forget it. A gradient is refused where its norm is not
+  finite or twenty times the running root mean square; a refused one counts
+  there as twenty times, so that a size that stays is accepted after a few
+  steps, and a batch that comes again is accepted the second time. On a refused
+  gradient the update is zero and the wrapped state stays as it was.
 
-    The first gradient has nothing to be compared with. Where the next two are a
-    million times shorter, the optimizer starts anew.
+  The first gradient has nothing to be compared with. Where the next two are a
+  million times shorter, the optimizer starts anew.
 
-    Args:
-      inner: the optimizer to protect; its `update` takes raw gradients.
+  Args:
+    inner: the optimizer to protect; its `update` takes raw gradients.
 
-    Returns:
-      The protected optimizer.
+  Returns:
+    The protected optimizer.
 
-  <<<<<<< HEAD
-    Cost: one pass over the gradient. A refused step runs nothing of `inner`. On a
-    mesh: an all-reduce of one scalar for each sharded leaf.
-  =======
-    Raises:
-      Nothing; what `inner` raises passes.
+  Raises:
+    Nothing; what `inner` raises passes.
 
-    Cost: one pass over the gradient. A refused step runs nothing of `inner`.
-  >>>>>>> docs
+  Cost: one pass over the gradient. A refused step runs nothing of `inner`. On a
+  mesh: an all-reduce of one scalar for each sharded leaf.
 
-    Example:
+  Example:
 
-      >>> import jax.numpy as jnp, optax
-      >>> from gen_optax import skip_implausible
-      >>> tx = skip_implausible(optax.adam(0.1))
-      >>> w = jnp.ones(2)
-      >>> state = tx.init(w)
-      >>> updates, state = tx.update(w * jnp.nan, state, w)
-      >>> print(updates, state.refused)
-      [0. 0.] True
+    >>> import jax.numpy as jnp, optax
+    >>> from gen_optax import skip_implausible
+    >>> tx = skip_implausible(optax.adam(0.1))
+    >>> w = jnp.ones(2)
+    >>> state = tx.init(w)
+    >>> updates, state = tx.update(w * jnp.nan, state, w)
+    >>> print(updates, state.refused)
+    [0. 0.] True
   """
   inner = optax.with_extra_args_support(inner)
 

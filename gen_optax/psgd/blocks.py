@@ -187,61 +187,56 @@ def blocks(
 ) -> Preconditioner:
   r"""Block-diagonal Q over any partition of the entries.
 
-    .. math:: Q_b \leftarrow Q_b - \mu_b (A_b A_b' - B_b B_b') Q_b,
-      \quad A_b = Q_b h_b, \; B_b = Q_b^{-T} v_b
+  .. math:: Q_b \leftarrow Q_b - \mu_b (A_b A_b' - B_b B_b') Q_b,
+    \quad A_b = Q_b h_b, \; B_b = Q_b^{-T} v_b
 
-    Every group of Theorem 3.1 is this one over the orbits of its permutations;
-    what distinguishes subgroups with the same orbits is no part of the group.
-    (Where they do not act freely, as XMat with odd n, the theorem's parameters
-    are redundant; these are not.)
+  Every group of Theorem 3.1 is this one over the orbits of its permutations;
+  what distinguishes subgroups with the same orbits is no part of the group.
+  (Where they do not act freely, as XMat with odd n, the theorem's parameters
+  are redundant; these are not.)
 
-    Args:
-      partition: `cyclic(m)`, `neighbours(m)` or `orbits(*generators)` of
-        `gen_optax.psgd.partition`. Blocks of up to four entries are inverted in
-        closed form and keep to the leaf's sharding; larger ones are gathered and
-        solved.
-      scope: "leaf" partitions each leaf, "global" all parameters as one vector.
-      normalizer: "second": mu = learning rate / (|A|^2 + |B|^2), whose steps
-        vanish at the optimum of a noise-free definite Hessian. "first": mu =
-        learning rate / ||AA' - BB'||_2, whose steps never shrink, so that a noise
-        floor stays (take a tenth of the learning rate).
-      steps: "global" (default) takes one mu for all, the least. "block" gives
-        each block its own, since the group is a direct sum: many times faster on
-        a noise-free Hessian, noisier on networks. "entry" is the paper's global
-        bound, over single entries of Q's gradient instead of blocks: not a bound
-        of the spectral norm, up to twice as long, safe below rate 0.5.
+  Args:
+    partition: `cyclic(m)`, `neighbours(m)` or `orbits(*generators)` of
+      `gen_optax.psgd.partition`. Blocks of up to four entries are inverted in
+      closed form and keep to the leaf's sharding; larger ones are gathered and
+      solved.
+    scope: "leaf" partitions each leaf, "global" all parameters as one vector.
+    normalizer: "second": mu = learning rate / (|A|^2 + |B|^2), whose steps
+      vanish at the optimum of a noise-free definite Hessian. "first": mu =
+      learning rate / ||AA' - BB'||_2, whose steps never shrink, so that a noise
+      floor stays (take a tenth of the learning rate).
+    steps: "global" (default) takes one mu for all, the least. "block" gives
+      each block its own, since the group is a direct sum: many times faster on
+      a noise-free Hessian, noisier on networks. "entry" is the paper's global
+      bound, over single entries of Q's gradient instead of blocks: not a bound
+      of the spectral norm, up to twice as long, safe below rate 0.5.
 
-    Returns:
-  <<<<<<< HEAD
-      A `Preconditioner` whose state is `BlocksState(q)`: m copies of the
-      parameters. Where the entries of a pair lie on two devices, the devices
-      exchange their parts of the leaf: twice for each call, and some eight times
-      for an update.
-  =======
-      A `Preconditioner` whose state is `BlocksState(q)`.
-  >>>>>>> docs
+  Returns:
+    A `Preconditioner` whose state is `BlocksState(q)`.
 
-    Raises:
-      ValueError: on an unknown `scope`, `normalizer` or `steps`; at `init`, where
-        a generator does not fit a leaf.
+  Raises:
+    ValueError: on an unknown `scope`, `normalizer` or `steps`; at `init`, where
+      a generator does not fit a leaf.
 
-    Cost: m copies of the parameters. An update inverts each block of (m, m)
-    numbers, `apply` multiplies by each twice.
+  Cost: m copies of the parameters. An update inverts each block of (m, m)
+  numbers, `apply` multiplies by each twice. Where the entries of a pair lie on
+  two devices, the devices exchange their parts of the leaf: twice for each
+  call, and some eight times for an update.
 
-    Example:
+  Example:
 
-      >>> import jax.numpy as jnp, gen_optax
-      >>> from gen_optax.psgd import blocks, neighbours
-      >>> tx = gen_optax.scale_by_psgd(blocks(neighbours(2)))
-      >>> w = jnp.ones(4)
-      >>> step, _ = tx.update(
-      ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
-      >>> print([f"{x:.1f}" for x in step])
-      ['0.5', '0.5', '0.5', '0.5']
+    >>> import jax.numpy as jnp, gen_optax
+    >>> from gen_optax.psgd import blocks, neighbours
+    >>> tx = gen_optax.scale_by_psgd(blocks(neighbours(2)))
+    >>> w = jnp.ones(4)
+    >>> step, _ = tx.update(
+    ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
+    >>> print([f"{x:.1f}" for x in step])
+    ['0.5', '0.5', '0.5', '0.5']
 
-    References:
-      Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
-      Theorem 3.1.
+  References:
+    Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
+    Theorem 3.1.
   """
   return in_scope(scope, _blocks(partition, normalizer, steps, _BLOCKS))
 

@@ -26,45 +26,39 @@ def dense(
 ) -> Preconditioner:
   r"""Dense Q on all parameters as one vector.
 
-    .. math:: Q \leftarrow Q - \mu (A A' - B B') Q,
-      \quad A = Q h, \; B = Q^{-T} v
+  .. math:: Q \leftarrow Q - \mu (A A' - B B') Q,
+    \quad A = Q h, \; B = Q^{-T} v
 
-    Args:
-      triangular: whether Q is upper triangular; the step is then the upper
-        triangle of A A' - B B'. It reaches any P too, with a cheaper inverse.
-      normalizer: "second" (default): mu = learning rate / (|A|^2 + |B|^2);
-        "first": learning rate / ||A A' - B B'||_2. See `blocks`.
+  Args:
+    triangular: whether Q is upper triangular; the step is then the upper
+      triangle of A A' - B B'. It reaches any P too, with a cheaper inverse.
+    normalizer: "second" (default): mu = learning rate / (|A|^2 + |B|^2);
+      "first": learning rate / ||A A' - B B'||_2. See `blocks`.
 
-    Returns:
-  <<<<<<< HEAD
-      A `Preconditioner` whose state is `DenseState(q)`: n copies of the
-      parameters. An update solves one system of n equations, `apply` is two
-      products with Q. On a mesh sharded leaves are gathered on every device, and
-      the compiler may distribute Q and gather its n^2 numbers.
-  =======
-      A `Preconditioner` whose state is `DenseState(q)`.
-  >>>>>>> docs
+  Returns:
+    A `Preconditioner` whose state is `DenseState(q)`.
 
-    Raises:
-      ValueError: on an unknown `normalizer`.
+  Raises:
+    ValueError: on an unknown `normalizer`.
 
-    Cost: n copies of the parameters. An update solves one system of n equations,
-    `apply` is two products with Q.
+  Cost: n copies of the parameters. An update solves one system of n equations,
+  `apply` is two products with Q. On a mesh sharded leaves are gathered on every
+  device, and the compiler may distribute Q and gather its n^2 numbers.
 
-    Example:
+  Example:
 
-      >>> import jax.numpy as jnp, gen_optax
-      >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.dense())
-      >>> w = jnp.ones(4)
-      >>> step, _ = tx.update(
-      ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
-      >>> print([f"{x:.1f}" for x in step])
-      ['0.5', '0.5', '0.5', '0.5']
+    >>> import jax.numpy as jnp, gen_optax
+    >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.dense())
+    >>> w = jnp.ones(4)
+    >>> step, _ = tx.update(
+    ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
+    >>> print([f"{x:.1f}" for x in step])
+    ['0.5', '0.5', '0.5', '0.5']
 
-    References:
-      Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
-      Sec. 2.3; Example 4; App. A. (Eq. A.1 lacks a factor 2, which the step size
-      absorbs.)
+  References:
+    Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
+    Sec. 2.3; Example 4; App. A. (Eq. A.1 lacks a factor 2, which the step size
+    absorbs.)
   """
   check_normalizer(normalizer)
 

@@ -47,46 +47,41 @@ def kron(
 ) -> Preconditioner:
   r"""Kronecker products of triangular factors: the affine group on matrices.
 
-    .. math:: P(G) = Q_1' Q_1 G Q_2' Q_2, \quad Q_i \text{ upper triangular}
+  .. math:: P(G) = Q_1' Q_1 G Q_2' Q_2, \quad Q_i \text{ upper triangular}
 
-    Leaves of more axes have a factor for each, vectors one, numbers a diagonal.
-    Each leaf has its own step.
+  Leaves of more axes have a factor for each, vectors one, numbers a diagonal.
+  Each leaf has its own step.
 
-    Args:
-      max_size: axes longer than this have a diagonal factor, at least 0.
-      normalizer: "second" (default): mu = learning rate / ||A A' + B B'||_2;
-        "first": learning rate / ||triu(A A' - B B')||_2. The norms are estimated
-        from below by two products.
+  Args:
+    max_size: axes longer than this have a diagonal factor, at least 0.
+    normalizer: "second" (default): mu = learning rate / ||A A' + B B'||_2;
+      "first": learning rate / ||triu(A A' - B B')||_2. The norms are estimated
+      from below by two products.
 
-    Returns:
-  <<<<<<< HEAD
-      A `Preconditioner` whose state is `KronState(q)`: m^2 numbers for each axis
-      of length m. An update costs two products with each factor, one inverse and
-      two Gram matrices of each; `apply` two products. On a mesh a product along a
-      sharded axis ends in an all-reduce as large as the leaf, on every call; an
-      update sums the Gram matrices and may gather the factors.
-  =======
-      A `Preconditioner` whose state is `KronState(q)`.
-  >>>>>>> docs
+  Returns:
+    A `Preconditioner` whose state is `KronState(q)`.
 
-    Raises:
-      ValueError: `max_size` is negative, or on an unknown `normalizer`.
+  Raises:
+    ValueError: `max_size` is negative, or on an unknown `normalizer`.
 
-    Cost: m^2 numbers for each axis of length m. An update takes two products with
-    each factor, one inverse and two Gram matrices of each; `apply` two products.
+  Cost: m^2 numbers for each axis of length m. An update takes two products with
+  each factor, one inverse and two Gram matrices of each; `apply` two products.
+  On a mesh a product along a sharded axis ends in an all-reduce as large as the
+  leaf, on every call; an update sums the Gram matrices and may gather the
+  factors.
 
-    Example:
+  Example:
 
-      >>> import jax.numpy as jnp, gen_optax
-      >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.kron())
-      >>> w = jnp.ones(4)
-      >>> step, _ = tx.update(
-      ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
-      >>> print([f"{x:.1f}" for x in step])
-      ['0.5', '0.5', '0.5', '0.5']
+    >>> import jax.numpy as jnp, gen_optax
+    >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.kron())
+    >>> w = jnp.ones(4)
+    >>> step, _ = tx.update(
+    ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
+    >>> print([f"{x:.1f}" for x in step])
+    ['0.5', '0.5', '0.5', '0.5']
 
-    References:
-      Li, Preconditioner on matrix Lie group for SGD, 2019; PSGD_A of Table 1.
+  References:
+    Li, Preconditioner on matrix Lie group for SGD, 2019; PSGD_A of Table 1.
   """
   if max_size < 0:
     raise ValueError(f"max_size must be at least 0, got {max_size!r}.")
