@@ -206,7 +206,7 @@ def scale_by_elmo(
     sigma = 0.0 if fixed and not safeguarded else initial_sigma
     return ScaleByElmoState(
       count=zero(),
-      sigma=jnp.asarray(sigma, dtype),
+      sigma=jnp.array(sigma, dtype),
       spectrum=spectrum,
       known=no(),
       lipschitz=column(),

@@ -115,7 +115,7 @@ def scale_by_gen_paper(
     dtype = trees.scalar_dtype(params)
     return ScaleByGenPaperState(
       count=jnp.zeros((), jnp.int32),
-      learning_rate=jnp.asarray(learning_rate, dtype),
+      learning_rate=jnp.array(learning_rate, dtype),
       info=report(unknown_fit(dtype), False, False),
     )
 

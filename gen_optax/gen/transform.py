@@ -160,7 +160,8 @@ def scale_by_gen(
     dtype = trees.scalar_dtype(params)
     return ScaleByGenState(
       count=jnp.zeros((), jnp.int32),
-      learning_rate=jnp.asarray(learning_rate, dtype),
+      # A copy: under injection it is another leaf of the donated state.
+      learning_rate=jnp.array(learning_rate, dtype),
       calibrated=jnp.zeros((), bool),
       averages=rule.no_averages(dtype),
       previous_update=optax.tree.zeros_like(params) if fresh_slope else None,

@@ -179,7 +179,8 @@ def scale_by_psgd(
     q = preconditioner.init(params, init_key)
     if init_scale is not None:
       q = preconditioner.rescale(q, jnp.asarray(init_scale, dtype))
-    false = jnp.zeros((), bool)
+    # Each leaf is an array of its own: a caller may donate the state.
+    no = lambda: jnp.zeros((), bool)
     return ScaleByPsgdState(
       count=jnp.zeros((), jnp.int32),
       preconditioner=q,
@@ -188,7 +189,7 @@ def scale_by_psgd(
       momentum=optax.tree.zeros_like(widen(params)) if keeps_momentum else None,
       weight=jnp.zeros((), dtype),
       gradient=new_gauge(dtype),
-      info=PsgdInfo(false, false, false, jnp.zeros((), dtype)),
+      info=PsgdInfo(no(), no(), no(), jnp.zeros((), dtype)),
     )
 
   def update_fn(
