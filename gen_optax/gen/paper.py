@@ -18,7 +18,7 @@ from gen_optax.gen.stage import (
 )
 from gen_optax.oracle import trees
 from gen_optax.oracle.checks import is_known
-from gen_optax.oracle.closures import require
+from gen_optax.oracle.closures import require, require_scalar
 from gen_optax.oracle.lazy import run_if
 from gen_optax.oracle.line import Evaluate
 
@@ -131,6 +131,7 @@ def scale_by_gen_paper(
   ):
     del extra_args
     require("scale_by_gen_paper", params=params, value_fn=value_fn)
+    require_scalar("scale_by_gen_paper", value)
     slope = None
     if estimator == "known_slope":
       require("scale_by_gen_paper", grad=grad)

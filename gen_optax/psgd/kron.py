@@ -64,7 +64,7 @@ def kron(
     two Gram matrices of each; `apply` two products.
 
   Raises:
-    ValueError: `max_size` is negative, or on an unknown `normalizer`.
+    ValueError: `max_size` is no length, or on an unknown `normalizer`.
 
   Example:
 
@@ -74,8 +74,10 @@ def kron(
   References:
     Li, Preconditioner on matrix Lie group for SGD, 2019; PSGD_A of Table 1.
   """
-  if max_size < 0:
-    raise ValueError(f"max_size must be at least 0, got {max_size!r}.")
+  if not isinstance(max_size, int) or max_size < 0:
+    raise ValueError(
+      f"max_size must be an integer, at least 0, got {max_size!r}."
+    )
   check_normalizer(normalizer)
 
   def init(params, key):

@@ -162,6 +162,11 @@ def scale_by_psgd(
     with the corrections that the constructors name; Li, Preconditioned
     stochastic gradient descent, 2018.
   """
+  if not isinstance(preconditioner, Preconditioner):
+    raise ValueError(
+      "preconditioner must be a structure of gen_optax.psgd, as built by "
+      f"gen_optax.psgd.xmat(), got {preconditioner!r}."
+    )
   whitening = pairs == "whitening"
   if momentum is None:
     momentum = _WHITENING_MOMENTUM if whitening else 0.0
