@@ -119,8 +119,11 @@ TRANSFORMS = {
   "amos, frozen": _router(
     "frozen", lambda: {"sgd": optax.sgd(0.1), "adam": optax.adam(0.1)}
   ),
-  "average_parameters": lambda seed: optax.chain(
-    gen_optax.gen_momentum(), gen_optax.average_parameters()
+  # The chains guard their update by a loop, which is traced in eager calls too.
+  "scale_by_gen, average_parameters": lambda seed: optax.chain(
+    optax.sgd(1.0, momentum=0.9),
+    gen_optax.scale_by_gen(),
+    gen_optax.average_parameters(),
   ),
   "skip_implausible": lambda seed: gen_optax.skip_implausible(optax.adam(0.1)),
   "with_full_params": _partition,
