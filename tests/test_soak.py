@@ -38,4 +38,8 @@ def test_the_verdict_names_what_failed(place, norms, said):
 @pytest.mark.parametrize("name", soak.METHODS)
 def test_steady_over_20000_steps(name):
   history = soak.run(soak.METHODS[name](), 20_000)
-  assert soak.judge(history).says() == "steady"
+  verdict = soak.judge(history).says()
+  if name == "scale_by_gen_paper, momentum":
+    assert "rate" in verdict, "its docstring says that it diverges"
+  else:
+    assert verdict == "steady"
