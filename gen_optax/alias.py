@@ -6,6 +6,7 @@ import optax
 
 from gen_optax.gen.guard import skip_implausible
 from gen_optax.gen.transform import scale_by_gen
+from gen_optax.oracle.checks import take_optimizer
 
 
 def generalized_newton(
@@ -36,7 +37,8 @@ def generalized_newton(
     forward pass.
 
   Raises:
-    ValueError: on a wrong option, and on a missing `value_fn` or `params`.
+    ValueError: on a wrong option, on a missing `value_fn` or `params`, and in
+      `init` on an optimizer with a schedule.
 
   Cost: that of `scale_by_gen`: one forward pass a step.
 
@@ -61,16 +63,27 @@ def generalized_newton(
   References:
     Bu and Xu, Gradient descent with generalized Newton's method, 2024: eq. 3.2.
   """
+  take_optimizer("optimizer", optimizer)
   # `optax.inject_hyperparams` hands collected keywords back as one argument.
   gen_options |= gen_options.pop("gen_options", {})
   chained = optax.chain(optimizer, scale_by_gen(learning_rate, **gen_options))
+
+  def init_fn(params):
+    state = chained.init(params)
+    if optax.tree.get_all_with_path(state[0], "ScaleByScheduleState"):
+      raise ValueError(
+        "optimizer follows a schedule of its learning rate, which GeN would "
+        "undo: build it with 1, as in optax.adam(1.0), and pass the decay as "
+        "horizon=."
+      )
+    return state
 
   def update_fn(updates, state, params=None, *, grad=None, **extra_args):
     grad = updates if grad is None else grad
     return chained.update(updates, state, params, grad=grad, **extra_args)
 
   return skip_implausible(
-    optax.GradientTransformationExtraArgs(chained.init, update_fn)
+    optax.GradientTransformationExtraArgs(init_fn, update_fn)
   )
 
 

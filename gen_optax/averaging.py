@@ -103,9 +103,10 @@ def averaged_parameters(state: optax.OptState) -> optax.Params:
     >>> print(gen_optax.averaged_parameters(state)["w"])
     [1. 1.]
   """
-  found = optax.tree.get(state, "AverageParametersState")
-  if found is None:
+  found = optax.tree.get_all_with_path(state, "AverageParametersState")
+  if len(found) != 1:
     raise KeyError(
-      "The state holds no parameter average: chain average_parameters() last."
+      f"The state holds {len(found)} parameter averages: chain "
+      "average_parameters() last, once."
     )
-  return found.average
+  return found[0][1].average

@@ -14,7 +14,7 @@ except ImportError as error:
     'gen_optax.flax_training needs Flax: pip install "gen_optax[flax]".'
   ) from error
 
-from gen_optax.oracle.line import ValueFn
+from gen_optax.oracle.line import ValueFn, real_scalar
 
 
 class TrainState(train_state.TrainState):
@@ -105,6 +105,9 @@ def value_grad_and_closure(
     `(value, grad, value_fn)`, for
     `optimizer.update(model, grad, value=value, grad=grad, value_fn=value_fn)`.
 
+  Raises:
+    ValueError: `model` is no nnx module, or the loss no scalar.
+
   Cost: one evaluation of value and gradient.
 
   Example:
@@ -127,11 +130,20 @@ def value_grad_and_closure(
     >>> bool(value < 0.05)
     True
   """
+  if not isinstance(model, nnx.Module):
+    raise ValueError(
+      f"model must be an nnx module, got a {type(model).__name__}; for linen "
+      "take gen_optax.flax_training.TrainState."
+    )
   graphdef, _, rest = nnx.split(model, wrt, ...)
   # Pure before the forward pass: variables that the live model goes on to
   # change would leak its trace into the probes' loop.
   rest = nnx.as_pure(rest)
-  grad_fn = nnx.value_and_grad(loss_fn, argnums=nnx.DiffState(0, wrt))
+
+  def loss(*args):
+    return real_scalar(loss_fn(*args), "loss_fn", "return the loss alone")
+
+  grad_fn = nnx.value_and_grad(loss, argnums=nnx.DiffState(0, wrt))
   value, grad = grad_fn(model, *args)
 
   def value_fn(params):

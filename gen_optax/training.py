@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from gen_optax.oracle.checks import take_optimizer
+from gen_optax.oracle.line import real_scalar
+
 
 class StepResult(NamedTuple):
   """What a training step returns.
@@ -65,8 +68,9 @@ def make_step(
     `step(params, opt_state, *args) -> StepResult`.
 
   Raises:
-    ValueError: `batch_argnums` names the parameters, or `micro_batch_size` does
-      not divide the batch.
+    ValueError: `optimizer` is none, `batch_argnums` names the parameters, or
+      in the step: `micro_batch_size` does not divide the batch, or `loss_fn`
+      does not return a scalar (with `has_aux`: in a pair).
 
   Cost: that of the optimizer and one evaluation of value and gradient. With
   parts, a Hessian-vector product evaluates the loss once more, so as not to
@@ -85,7 +89,8 @@ def make_step(
     >>> bool(value < 0.01), sorted(metrics)[3]
     (True, 'gen/optimum')
   """
-  optimizer = optax.with_extra_args_support(optimizer)
+  optimizer = take_optimizer("optimizer", optimizer)
+  loss_fn = _checked(loss_fn, has_aux)
   in_parts = _by_parts(micro_batch_size, batch_argnums)
   value_and_grad = in_parts(jax.value_and_grad(loss_fn, has_aux=has_aux))
   loss_alone = lambda *args: loss_fn(*args)[0] if has_aux else loss_fn(*args)
@@ -109,13 +114,34 @@ def make_step(
   return jax.jit(step, donate_argnums=(0, 1) if donate else ())
 
 
+def _checked(loss_fn, has_aux: bool):
+  """`loss_fn`, with an error that names what it should have returned."""
+
+  def checked(*args):
+    out = loss_fn(*args)
+    if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+      raise ValueError(
+        "loss_fn must return a pair (loss, aux) with has_aux=True; it returned "
+        f"{out!r}."
+      )
+    loss = out[0] if has_aux else out
+    real_scalar(loss, "loss_fn", "pass has_aux=True if it returns a pair")
+    return out
+
+  return checked
+
+
 def _by_parts(size: int | None, argnums: int | Sequence[int]) -> Callable:
   """Turns a function into its mean over parts of its arguments."""
   argnums = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-  if 0 in argnums:
+  if min(argnums, default=0) < 1:
     raise ValueError(
       "batch_argnums counts the arguments of loss_fn, where 0 are the "
-      f"parameters; got {argnums}."
+      f"parameters; name others, from 1 on; got {argnums}."
+    )
+  if size is not None and (size != int(size) or size < 1):
+    raise ValueError(
+      f"micro_batch_size must be a positive integer or None, got {size!r}."
     )
   mean = optax.microbatching.AccumulationType.MEAN
   return lambda fn: optax.microbatching.microbatch(fn, argnums, size, mean)

@@ -1,6 +1,5 @@
 """AMOS behind, inside and around the rest of optax, and on meshes."""
 
-import functools
 import re
 
 import jax
@@ -97,67 +96,6 @@ def test_nnx_trains_with_a_router(states):
   assert losses[-1] < 0.7 * losses[0]
   share = gen_optax.metrics(nnx.as_pure(optimizer.opt_state))
   np.testing.assert_allclose(sum(share["amos_router/fractions"]), 1.0)
-
-
-def test_jit_equals_eager():
-  """Outside `jax.jit`, through two Hessian times."""
-  tx = router(every=1)
-  params = initial_params()
-  state = tx.init(params)
-  for _ in range(2):
-    grad = jax.grad(loss_fn)(params)
-    updates, state = tx.update(grad, state, params, value_fn=loss_fn)
-    params = optax.apply_updates(params, updates)
-  _, expected, last = train(tx, 2)
-  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
-  jax.tree.map(close, params, expected)
-  jax.tree.map(close, state.drift, last.drift)
-  jax.tree.map(np.testing.assert_array_equal, state.choice, last.choice)
-
-
-def test_a_checkpoint_in_the_middle_of_an_average_is_exact(tmp_path):
-  import orbax.checkpoint as ocp
-
-  tx = router()
-
-  @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def step(params, state):
-    grad = jax.grad(loss_fn)(params)
-    updates, state = tx.update(grad, state, params, value_fn=loss_fn)
-    return optax.apply_updates(params, updates), state
-
-  params = initial_params()
-  carry = (params, tx.init(params))
-  for _ in range(5):  # Hessians at 0 and 3; the next at 6
-    carry = step(*carry)
-  assert 0 < carry[1].drift.weight < 0.2
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(tmp_path / "state", carry)
-    checkpointer.wait_until_finished()
-    target = jax.tree.map(jnp.zeros_like, carry)
-    restored = checkpointer.restore(tmp_path / "state", target)
-  for _ in range(6):
-    restored, carry = step(*restored), step(*carry)
-  jax.tree.map(np.testing.assert_array_equal, restored, carry)
-
-
-@pytest.mark.parametrize("states", ["run_all", "frozen"])
-def test_replicas_side_by_side_equal_separate_runs(x64, states):
-  """And have seeds of their own."""
-  start = initial_params(jnp.float64)
-
-  @jax.jit
-  def run(seed, factor):
-    params = jax.tree.map(lambda p: p * factor, start)
-    losses, _, state = train(router(states=states, seed=seed), 8, params)
-    return losses, state.drift.diagonal["w"]
-
-  seeds, factors = jnp.arange(3), jnp.array([1.0, 1.0, 1.3])
-  separate = [run(*pair) for pair in zip(seeds, factors, strict=True)]
-  together = jax.vmap(run)(seeds, factors)
-  for k, one in enumerate(separate):
-    np.testing.assert_allclose(together[0][k], one[0], rtol=1e-7)
-  assert jnp.any(together[1][0] != together[1][1])
 
 
 # --- what a call between Hessian times costs ---------------------------------

@@ -137,24 +137,6 @@ def test_behind_gen_under_jit():
   )
 
 
-def test_missing_params():
-  tx = gen_optax.average_parameters()
-  w = jnp.ones(2)
-  with pytest.raises(ValueError, match="params"):
-    tx.update(w, tx.init(w))
-
-
-def test_no_average_or_several():
-  w = jnp.ones(2)
-  with pytest.raises(KeyError):
-    gen_optax.averaged_parameters(optax.sgd(0.1).init(w))
-  twice = optax.chain(
-    gen_optax.average_parameters(), gen_optax.average_parameters()
-  )
-  with pytest.raises(KeyError):
-    gen_optax.averaged_parameters(twice.init(w))
-
-
 def test_empty_tree_and_donation():
   tx = gen_optax.average_parameters()
   updates, state = tx.update({}, tx.init({}), {})

@@ -237,15 +237,3 @@ def test_beside_an_optax_line_search_in_one_chain():
     optax.chain(gen_optax.skip_implausible(tx), optax.identity())
   )
   assert losses[-1] < losses[0]
-
-
-def test_vmap_over_replicas_equals_separate_runs(x64):
-  starts = [
-    jax.tree.map(lambda p, k=k: p * (1 + 0.1 * k), initial_params(jnp.float64))
-    for k in range(3)
-  ]
-  tx = gen_optax.gen_adam(every=3)
-  separate = [train(tx, params=start)[0] for start in starts]
-  stacked = jax.tree.map(lambda *p: jnp.stack(p), *starts)
-  together = jax.vmap(lambda p: train(tx, params=p)[0])(stacked)
-  np.testing.assert_allclose(together, jnp.stack(separate), rtol=1e-9)

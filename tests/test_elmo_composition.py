@@ -38,21 +38,6 @@ def test_trains_a_network(name):
   assert jnp.all(jnp.diff(losses) <= 1e-6 * losses[0])
 
 
-VALLEY = gen_optax.problems.rosenbrock(6).fn
-BANK = np.array([-1.2, 1.0, 0.5, -0.3, 0.8, 0.2])
-
-
-@chains
-def test_compiled_equals_eager(x64, name):
-  tx, w = CHAINS[name](), jnp.asarray(BANK)
-  update = lambda g, s, w: tx.update(g, s, w, value_fn=VALLEY)
-  gradient = jax.grad(VALLEY)(w)
-  updates, state = update(gradient, tx.init(w), w)
-  compiled, after = jax.jit(update)(gradient, tx.init(w), w)
-  np.testing.assert_allclose(updates, compiled, rtol=1e-9)
-  assert state[0].info.rejections == after[0].info.rejections
-
-
 def test_a_handed_over_value_saves_an_evaluation_and_nothing_else():
   tx = gen_optax.elmo_dense()
   params = initial_params()
@@ -163,33 +148,3 @@ def test_leaves_keep_their_dtype_and_the_state_is_wide(name, dtype):
   # The value came from narrow parameters: it is computed anew.
   info = state[0].info
   assert info.accepted and info.evaluations == info.rejections + 2
-
-
-def test_vmap_over_replicas_equals_separate_runs(x64):
-  starts = jnp.stack([jnp.asarray(BANK) * (1 + 0.2 * k) for k in range(3)])
-  run = jax.jit(lambda w: train(CHAINS["lanczos"](), 8, w, VALLEY)[0])
-  separate = [run(start) for start in starts]
-  together = jax.vmap(run)(starts)
-  np.testing.assert_allclose(together, jnp.stack(separate), rtol=1e-7)
-
-
-def test_donated_state_and_a_checkpoint(tmp_path):
-  import orbax.checkpoint as ocp
-
-  tx = gen_optax.elmo_lanczos(top=2, bottom=1, lipschitz="drift", every=2)
-  params = initial_params()
-
-  @functools.partial(jax.jit, donate_argnums=(0, 1))
-  def step(params, state):
-    gradient = jax.grad(loss_fn)(params)
-    updates, state = tx.update(gradient, state, params, value_fn=loss_fn)
-    return optax.apply_updates(params, updates), state
-
-  carry = step(params, tx.init(params))
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(tmp_path / "state", carry)
-    checkpointer.wait_until_finished()
-    target = jax.tree.map(jnp.zeros_like, carry)
-    restored = checkpointer.restore(tmp_path / "state", target)
-  again, straight = step(*restored), step(*carry)
-  jax.tree.map(np.testing.assert_array_equal, again, straight)

@@ -258,25 +258,3 @@ def test_pairs_without_the_gradient_give_no_verdict():
   vague = report._replace(converged=jnp.zeros(1, bool))
   _, slope, _, threshold, *mark = vague.summary().splitlines()[1].split()
   assert (slope, threshold, mark) == ("-", "-", ["not", "converged"])
-
-
-@pytest.mark.parametrize(
-  "build, named",
-  [
-    (lambda: elmo.drift(1.0), "decay"),
-    (lambda: elmo.constant(0.0), "lipschitz"),
-    (lambda: elmo.constant([1.0, np.nan]), "lipschitz"),
-    (lambda: elmo.eigen_arc(0.0), "initial"),
-    (lambda: elmo.eigen_arc(accept=0.95), "accept"),
-    (lambda: elmo.eigen_arc(factor=1.0), "factor"),
-    (lambda: elmo.eigen_arc(max_raises=-1), "max_raises"),
-    (lambda: elmo.eigen_arc(floor=-1.0), "floor"),
-    (lambda: make_oracle("hessian"), "lipschitz must be one of"),
-    (lambda: gen_optax.track_lipschitz(subspace=3), "subspace"),
-    (lambda: gen_optax.track_lipschitz(subspace=(0, 0)), "top and bottom"),
-    (lambda: gen_optax.track_lipschitz(every=0), "every"),
-  ],
-)
-def test_wrong_options_are_named(build, named):
-  with pytest.raises(ValueError, match=named):
-    build()

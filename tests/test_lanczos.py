@@ -174,18 +174,3 @@ def test_an_operator_that_is_not_finite_says_so():
     lambda v: jnp.nan * v, jnp.zeros(8), top=1, bottom=1
   )
   assert jnp.isnan(pairs.values).all()
-
-
-@pytest.mark.parametrize(
-  "arguments, named",
-  [
-    (dict(top=-1, bottom=1), "top"),
-    (dict(top=1, bottom=1.5), "bottom"),
-    (dict(top=0, bottom=0), "top and bottom"),
-    (dict(top=3, bottom=2, order=4), "order"),
-    (dict(top=3, bottom=2, order=10.0), "order"),
-  ],
-)
-def test_wrong_counts_are_named(arguments, named):
-  with pytest.raises(ValueError, match=named):
-    gen_optax.extreme_eigenpairs(lambda v: v, jnp.zeros(9), **arguments)

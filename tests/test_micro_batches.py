@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import gen_optax
@@ -63,10 +62,3 @@ def test_micro_batches_hold_the_activations_of_one():
     return compiled.memory_analysis().temp_size_in_bytes
 
   assert temporary(256) < temporary(None) / 3
-
-
-def test_the_parameters_are_no_batch():
-  with pytest.raises(ValueError, match="batch_argnums"):
-    gen_optax.make_step(
-      deep_loss, optax.sgd(1.0), micro_batch_size=4, batch_argnums=(0, 1)
-    )

@@ -97,7 +97,8 @@ def require_arguments(source: Source, **arguments):
       "logits_fn=logits_fn)."
     )
   if "value_fn" in source.needs:
-    require("amos_router", value_fn=arguments["value_fn"])
+    read = {name: arguments[name] for name in ("params", "value_fn")}
+    require("amos_router", **read)
 
 
 def read_field(field: str, state, params):

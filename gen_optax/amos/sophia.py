@@ -4,6 +4,7 @@ from typing import Any
 
 import optax
 
+from gen_optax.oracle.checks import check_not_negative
 from gen_optax.oracle.closures import rename_extra_args
 
 
@@ -37,7 +38,8 @@ def sophia(
     passes.
 
   Raises:
-    ValueError: there is no diagonal, outside a router.
+    ValueError: `learning_rate` is negative, or there is no diagonal, outside a
+      router.
 
   Cost: two copies of the parameters in state; no product of its own.
 
@@ -54,6 +56,7 @@ def sophia(
   References:
     Liu et al., Sophia, 2023.
   """
+  check_not_negative(learning_rate=learning_rate)
   sophia_options.setdefault("hessian_diagonal_fn", given_diagonal())
   inner = optax.contrib.sophia(learning_rate, **sophia_options)
   return rename_extra_args(inner, obj_fn="value_fn")

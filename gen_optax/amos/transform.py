@@ -240,7 +240,9 @@ def amos_router(
     **extra_args,
   ):
     require("amos_router", params=params)
-    sources.require_arguments(source, value_fn=value_fn, logits_fn=logits_fn)
+    sources.require_arguments(
+      source, params=params, value_fn=value_fn, logits_fn=logits_fn
+    )
     dtype = state.drift.weight.dtype
     healthy = trees.is_finite(updates)
     pending = state.pending | (state.count % every == 0)
@@ -381,6 +383,8 @@ def _check(ema, bias_correction, every, states, eps):
   if is_known(every) and (every != int(every) or every < 1):
     raise ValueError(f"every must be an integer, at least 1, got {every!r}.")
   if states not in get_args(States):
-    raise ValueError(f"states must be one of {get_args(States)}, got {states}.")
+    raise ValueError(
+      f"states must be one of {get_args(States)}, got {states!r}."
+    )
   if is_known(eps) and not 0 <= eps < float("inf"):
     raise ValueError(f"eps must be at least 0 and finite, got {eps!r}.")

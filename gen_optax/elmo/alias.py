@@ -6,6 +6,7 @@ import optax
 
 from gen_optax.elmo.oracles import Lipschitz
 from gen_optax.elmo.transform import scale_by_elmo
+from gen_optax.oracle.checks import check_not_negative
 
 
 def elmo_dense(
@@ -110,6 +111,7 @@ def elmo_lanczos(
 
 
 def _elmo(learning_rate, own, elmo_options):
+  check_not_negative(learning_rate=learning_rate)
   # `optax.inject_hyperparams` hands collected keywords back as one argument.
   elmo_options |= elmo_options.pop("elmo_options", {})
   return optax.chain(

@@ -17,8 +17,12 @@ from gen_optax.elmo.spectrum import (
   no_spectrum,
 )
 from gen_optax.oracle import line, trees
-from gen_optax.oracle.checks import is_known, require_real_leaves
-from gen_optax.oracle.closures import require
+from gen_optax.oracle.checks import (
+  is_known,
+  require_real_leaves,
+  take_optimizer,
+)
+from gen_optax.oracle.closures import require, require_scalar
 from gen_optax.oracle.hessian import widen
 from gen_optax.oracle.lanczos import basis_sizes
 from gen_optax.oracle.lazy import run_if
@@ -193,7 +197,7 @@ def scale_by_elmo(
   dense = subspace is None
   lazy = not is_known(every) or every > 1
   if complement is not None:
-    complement = optax.with_extra_args_support(complement)
+    complement = take_optimizer("complement", complement)
 
   def init_fn(params):
     require_real_leaves("scale_by_elmo", params)
@@ -211,7 +215,7 @@ def scale_by_elmo(
     sigma = 0.0 if fixed and not safeguarded else initial_sigma
     return ScaleByElmoState(
       count=zero(),
-      sigma=jnp.asarray(sigma, dtype),
+      sigma=jnp.array(sigma, dtype),
       spectrum=spectrum,
       known=no(),
       lipschitz=column(),
@@ -237,6 +241,7 @@ def scale_by_elmo(
     **extra_args,
   ):
     require("scale_by_elmo", params=params, value_fn=value_fn)
+    require_scalar("scale_by_elmo", value)
     if not sum(leaf.size for leaf in jax.tree.leaves(updates)):
       return updates, state
     # A loss of narrow parameters is evaluated on another forward path.

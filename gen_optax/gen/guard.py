@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from gen_optax.oracle import trees
+from gen_optax.oracle.checks import take_optimizer
 from gen_optax.oracle.lazy import run_if
 
 SMOOTHING = 0.9
@@ -70,7 +71,7 @@ def skip_implausible(
     >>> print(updates, state.refused)
     [0. 0.] True
   """
-  inner = optax.with_extra_args_support(inner)
+  inner = take_optimizer("inner", inner)
 
   def init_fn(params):
     return SkipImplausibleState(

@@ -18,7 +18,7 @@ from gen_optax.gen.stage import (
 )
 from gen_optax.oracle import trees
 from gen_optax.oracle.checks import is_known
-from gen_optax.oracle.closures import require
+from gen_optax.oracle.closures import require, require_scalar
 from gen_optax.oracle.lazy import run_if
 from gen_optax.oracle.line import Evaluate
 
@@ -116,7 +116,7 @@ def scale_by_gen_paper(
     dtype = trees.scalar_dtype(params)
     return ScaleByGenPaperState(
       count=jnp.zeros((), jnp.int32),
-      learning_rate=jnp.asarray(learning_rate, dtype),
+      learning_rate=jnp.array(learning_rate, dtype),
       info=report(unknown_fit(dtype), False, False),
     )
 
@@ -132,6 +132,7 @@ def scale_by_gen_paper(
   ):
     del extra_args
     require("scale_by_gen_paper", params=params, value_fn=value_fn)
+    require_scalar("scale_by_gen_paper", value)
     slope = None
     if estimator == "known_slope":
       require("scale_by_gen_paper", grad=grad)

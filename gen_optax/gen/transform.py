@@ -19,7 +19,7 @@ from gen_optax.gen.stage import (
 )
 from gen_optax.oracle import trees
 from gen_optax.oracle.checks import is_known
-from gen_optax.oracle.closures import require
+from gen_optax.oracle.closures import require, require_scalar
 from gen_optax.oracle.line import Evaluate
 
 
@@ -172,7 +172,8 @@ def scale_by_gen(
     dtype = trees.scalar_dtype(params)
     return ScaleByGenState(
       count=jnp.zeros((), jnp.int32),
-      learning_rate=jnp.asarray(learning_rate, dtype),
+      # A copy: under injection it is another leaf of the donated state.
+      learning_rate=jnp.array(learning_rate, dtype),
       calibrated=jnp.zeros((), bool),
       averages=rule.no_averages(dtype),
       previous_update=optax.tree.zeros_like(params) if fresh_slope else None,
@@ -194,6 +195,7 @@ def scale_by_gen(
   ):
     del extra_args
     require("scale_by_gen", params=params, value_fn=value_fn)
+    require_scalar("scale_by_gen", value)
     if needs_grad and grad is None:
       raise ValueError(
         "scale_by_gen needs the raw gradient: call tx.update(updates, state, "

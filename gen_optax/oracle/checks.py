@@ -2,11 +2,33 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 
 
 def is_known(number) -> bool:
   """Whether a number can be checked now: tracers, from injection, pass."""
   return not isinstance(number, jax.core.Tracer)
+
+
+def take_optimizer(
+  name: str, optimizer
+) -> optax.GradientTransformationExtraArgs:
+  """`optimizer`, taking extra arguments, or `ValueError` if it is none."""
+  if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+    raise ValueError(
+      f"{name} must be an optax optimizer, as built by optax.adam(1.0), got "
+      f"{optimizer!r}."
+    )
+  return optax.with_extra_args_support(optimizer)
+
+
+def check_not_negative(**numbers):
+  """Raises `ValueError` for the first that is; schedules pass."""
+  for name, number in numbers.items():
+    if not callable(number) and is_known(number) and not number >= 0:
+      raise ValueError(
+        f"{name} must be at least 0 or a schedule, got {number!r}."
+      )
 
 
 def require_real_leaves(stage: str, params):

@@ -4,12 +4,13 @@ Every stage reads one closure, `value_fn`: the loss as a function of the
 parameters alone, closed over the batch and the random key of this step.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from gen_optax.oracle.checks import take_optimizer
 from gen_optax.oracle.line import ValueFn, scalar_loss
 
 _CALL = (
@@ -26,12 +27,29 @@ _REMEDY = {
 
 
 def require(stage: str, **arguments):
-  """Raises `ValueError` for the first of `arguments` that is None."""
+  """Raises `ValueError` for the first of `arguments` that cannot be used."""
   for name, argument in arguments.items():
-    if argument is None:
+    if argument is None or name == "value_fn" and not callable(argument):
+      got = "" if argument is None else f", got {argument!r}"
       raise ValueError(
-        f"{stage} needs {name}: pass {_REMEDY[name]}, as in {_CALL}."
+        f"{stage} needs {name}{got}: pass {_REMEDY[name]}, as in {_CALL}."
       )
+  if "value_fn" in arguments and _is_masked(arguments.get("params")):
+    if not isinstance(arguments["value_fn"], _OnFullParams):
+      raise ValueError(
+        f"{stage} sees a part of the parameters, inside optax.masked or "
+        "optax.partition, where value_fn is another loss, or none. Wrap the "
+        "whole: gen_optax.with_full_params(optax.partition(...))."
+      )
+
+
+def require_scalar(stage: str, value):
+  """Raises `ValueError` for a `value` that is not one number, or None."""
+  if value is not None and jnp.shape(value) != ():
+    raise ValueError(
+      f"{stage} takes the loss, one number, as value=; it got shape "
+      f"{jnp.shape(value)}: pass its mean."
+    )
 
 
 def check_value_fn(
@@ -131,7 +149,7 @@ def with_full_params(
     >>> print(updates["w"])
     [1. 1.]
   """
-  inner = optax.with_extra_args_support(inner)
+  inner = take_optimizer("inner", inner)
 
   def update_fn(
     updates, state, params=None, *, value_fn: Any = None, **extra_args
@@ -141,18 +159,32 @@ def with_full_params(
       updates,
       state,
       params,
-      value_fn=lambda p: value_fn(_fill_masked(p, params)),
+      value_fn=_OnFullParams(value_fn, params),
       **extra_args,
     )
 
   return optax.GradientTransformationExtraArgs(inner.init, update_fn)
 
 
-def _fill_masked(masked, full):
-  is_masked = lambda node: isinstance(node, optax.MaskedNode)
-  return jax.tree.map(
-    lambda m, f: f if is_masked(m) else m, masked, full, is_leaf=is_masked
-  )
+class _OnFullParams(NamedTuple):
+  """A closure that fills the leaves of other groups in."""
+
+  value_fn: ValueFn
+  full: Any
+
+  def __call__(self, masked):
+    fill = lambda m, f: f if _is_mask(m) else m
+    return self.value_fn(
+      jax.tree.map(fill, masked, self.full, is_leaf=_is_mask)
+    )
+
+
+def _is_mask(node) -> bool:
+  return isinstance(node, optax.MaskedNode)
+
+
+def _is_masked(params) -> bool:
+  return any(map(_is_mask, jax.tree.leaves(params, is_leaf=_is_mask)))
 
 
 def keep_extra_args(
@@ -180,7 +212,7 @@ def keep_extra_args(
     ...   optax.scale_by_backtracking_linesearch(10),
     ...   "value", "grad", "value_fn")
   """
-  tx = optax.with_extra_args_support(tx)
+  tx = take_optimizer("tx", tx)
 
   def update_fn(updates, state, params=None, **extra_args):
     kept = {name: x for name, x in extra_args.items() if name in names}
@@ -211,7 +243,7 @@ def rename_extra_args(
     >>> tx = gen_optax.rename_extra_args(
     ...   optax.contrib.sophia(1e-3), obj_fn="value_fn")
   """
-  tx = optax.with_extra_args_support(tx)
+  tx = take_optimizer("tx", tx)
 
   def update_fn(updates, state, params=None, **extra_args):
     for theirs, ours in names.items():

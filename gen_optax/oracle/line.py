@@ -53,7 +53,18 @@ def scalar_loss(value_fn: ValueFn, params) -> jax.Array:
 
 def _loss(value_fn: ValueFn, params) -> jax.Array:
   """`value_fn(params)`, or an error that says how to make it a scalar."""
-  loss = value_fn(params)
+  loss = real_scalar(
+    value_fn(params),
+    "value_fn",
+    "drop auxiliary output: value_fn=lambda p: loss_fn(p)[0]",
+  )
+  check_averaged("value_fn", loss, params)
+  return loss
+
+
+def real_scalar(loss, name: str, for_pairs: str) -> jax.Array:
+  """The loss that the function `name` returned, or an error that says what to
+  do: `for_pairs`, where it returned more."""
   shape = getattr(loss, "shape", None)
   if isinstance(loss, (int, float)):
     return jnp.asarray(loss, jnp.float32)
@@ -62,11 +73,9 @@ def _loss(value_fn: ValueFn, params) -> jax.Array:
       lambda x: jax.typeof(x) if hasattr(x, "dtype") else type(x), loss
     )
     raise ValueError(
-      f"value_fn must return one real scalar, the loss; it returned {got}. "
-      "Reduce it with jnp.mean, and drop auxiliary output: "
-      "value_fn=lambda p: loss_fn(p)[0]."
+      f"{name} must return one real scalar, the loss; it returned {got}. "
+      f"Reduce it with jnp.mean, and {for_pairs}."
     )
-  check_averaged("value_fn", loss, params)
   return loss
 
 

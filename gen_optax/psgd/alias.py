@@ -4,6 +4,7 @@ from typing import Any
 
 import optax
 
+from gen_optax.oracle.checks import check_not_negative
 from gen_optax.psgd.blocks import butterfly, diagonal, xmat
 from gen_optax.psgd.dense import dense
 from gen_optax.psgd.kron import kron
@@ -19,6 +20,7 @@ def _psgd(
   mask: Any,
   psgd_options: dict,
 ) -> optax.GradientTransformationExtraArgs:
+  check_not_negative(learning_rate=learning_rate, weight_decay=weight_decay)
   # `optax.inject_hyperparams` hands collected keywords back as one argument.
   psgd_options |= psgd_options.pop("psgd_options", {})
   return optax.chain(

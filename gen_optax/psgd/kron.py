@@ -62,7 +62,7 @@ def kron(
     A `Preconditioner` whose state is `KronState(q)`.
 
   Raises:
-    ValueError: `max_size` is negative, or on an unknown `normalizer`.
+    ValueError: `max_size` is no length, or on an unknown `normalizer`.
 
   Cost: m^2 numbers for each axis of length m. An update takes two products with
   each factor, one inverse and two Gram matrices of each; `apply` two products.
@@ -83,8 +83,10 @@ def kron(
   References:
     Li, Preconditioner on matrix Lie group for SGD, 2019; PSGD_A of Table 1.
   """
-  if max_size < 0:
-    raise ValueError(f"max_size must be at least 0, got {max_size!r}.")
+  if not isinstance(max_size, int) or max_size < 0:
+    raise ValueError(
+      f"max_size must be an integer, at least 0, got {max_size!r}."
+    )
   check_normalizer(normalizer)
 
   def init(params, key):

@@ -173,6 +173,11 @@ def scale_by_psgd(
     with the corrections that the constructors name; Li, Preconditioned
     stochastic gradient descent, 2018.
   """
+  if not isinstance(preconditioner, Preconditioner):
+    raise ValueError(
+      "preconditioner must be a structure of gen_optax.psgd, as built by "
+      f"gen_optax.psgd.xmat(), got {preconditioner!r}."
+    )
   whitening = pairs == "whitening"
   if momentum is None:
     momentum = _WHITENING_MOMENTUM if whitening else 0.0
@@ -190,7 +195,8 @@ def scale_by_psgd(
     q = preconditioner.init(params, init_key)
     if init_scale is not None:
       q = preconditioner.rescale(q, jnp.asarray(init_scale, dtype))
-    false = jnp.zeros((), bool)
+    # Each leaf is an array of its own: a caller may donate the state.
+    no = lambda: jnp.zeros((), bool)
     return ScaleByPsgdState(
       count=jnp.zeros((), jnp.int32),
       preconditioner=q,
@@ -199,7 +205,7 @@ def scale_by_psgd(
       momentum=optax.tree.zeros_like(widen(params)) if keeps_momentum else None,
       weight=jnp.zeros((), dtype),
       gradient=new_gauge(dtype),
-      info=PsgdInfo(false, false, false, jnp.zeros((), dtype)),
+      info=PsgdInfo(no(), no(), no(), jnp.zeros((), dtype)),
     )
 
   def update_fn(
