@@ -70,7 +70,7 @@ def generalized_newton(
 
   def init_fn(params):
     state = chained.init(params)
-    if optax.tree.get_all_with_path(state[0], "ScaleByScheduleState"):
+    if optax.tree.get_all_with_path(state, "ScaleByScheduleState"):
       raise ValueError(
         "optimizer follows a schedule of its learning rate, which GeN would "
         "undo: build it with 1, as in optax.adam(1.0), and pass the decay as "

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
+import numpy as np
 from common import tuning
 from common.report import WINDOW, smooth
 from tqdm import tqdm
@@ -10,7 +11,7 @@ from gen_optax import plotting
 
 GEN = "GeN"
 # Where GeN starts to search; it is not tuned.
-INITIAL = {"rate": jnp.float32(1e-3)}
+INITIAL = {"rate": np.float32(1e-3)}
 
 
 def setting(schedule: str, rate: float, steps: int) -> dict:
