@@ -76,7 +76,7 @@ def test_gen_behind_elmo():
     optax.scale(-1.0),
     gen_optax.scale_by_gen(),
   )
-  check_training(tx)
+  check_training(tx, steps=24)
 
 
 def test_multi_steps():
