@@ -93,7 +93,7 @@ def scale_by_gen(
   line no rate lowers the loss, is withheld.
 
   Momentum-free optimizers (SGD, RMSProp) are the weak spot: the greedy rate is
-  far below their best constant one. Prefer momentum, Adam or Lion.
+  far below their best constant one. Prefer momentum or Adam.
 
   Args:
     learning_rate: where the search for the first rate starts, positive.
@@ -245,7 +245,8 @@ def scale_by_gen(
         averages,
       )
       away = trees.distance(params, state.start, dtype)
-      reach = jnp.where(away > averages.reach, away, averages.reach)
+      farther = (away > averages.reach) & jnp.isfinite(away)
+      reach = jnp.where(farther, away, averages.reach)
       averages = averages._replace(reach=reach)
 
     # A wild line has found a rate for this step alone; the lasting one moves on

@@ -86,8 +86,9 @@ def largest(tree, dtype) -> jax.Array:
     # XLA's maximum of more than some thousand floats drops NaN on a CPU. Sizes
     # are ordered as their bits are, NaN above all; and the maximum of integers
     # goes into the loop that computes them, for which floats are written out.
-    bits = jnp.abs(x).view(f"int{8 * x.dtype.itemsize}")
-    out = jnp.maximum(out, bits.max(initial=0).view(x.dtype).astype(dtype))
+    size = jnp.abs(x)
+    bits = size.view(f"int{8 * size.dtype.itemsize}")
+    out = jnp.maximum(out, bits.max(initial=0).view(size.dtype).astype(dtype))
   return out
 
 
