@@ -3,11 +3,13 @@
 Batch size, fitting interval Phi, initial rate, probes and degree, smoothing,
 fresh slope, horizon and estimator (Figures 3, 5 and 14, A.5, C.2, C.3, C.4 and
 C.7 of the GeN paper), for the default rule and, where it has the setting, the
-paper's rule, on an MLP on digits and on noisy logistic regression. Nothing is
-tuned, so every seed is a report.
+paper's rule, on an MLP on digits and on noisy logistic regression; and the
+share of the distance in the default's least rate, on LeNet, which needs MNIST.
+Nothing is tuned, so every seed is a report.
 
   python scripts/ablations.py                     everything, some minutes
   python scripts/ablations.py --study every       one study
+  python scripts/ablations.py --study distance --data-dir DATA --steps 500
   python scripts/ablations.py --quick             50 steps, one seed, ends only
 """
 
@@ -15,6 +17,7 @@ import dataclasses
 import functools
 import time
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,14 +28,16 @@ from tqdm import tqdm
 
 import gen_optax
 from gen_optax import plotting
+from gen_optax.gen import rule as gen_rule
 
-TASKS = {"mlp": tasks.mlp, "logistic": tasks.logistic}
+TASKS = {"mlp": tasks.mlp, "logistic": tasks.logistic, "lenet": tasks.lenet}
 WORKLOADS = (
   ("mlp", "momentum"),
   ("mlp", "adamw"),
   ("logistic", "momentum"),
   ("logistic", "adamw"),
 )
+LENET = (("lenet", "momentum"), ("lenet", "adamw"), ("lenet", "lion"))
 DEFAULT, PAPER = "default", "paper"
 # These are arrays to the compiled run: changing them compiles nothing anew.
 # `decay` is how far the linear horizon has sunk at the end of the run.
@@ -54,7 +59,12 @@ def exact(estimator):
 
 # The rules' own defaults, spelled out so that studies share their runs.
 OPTIONS = {
-  DEFAULT: {"every": 1, "fresh_slope": True, **one_probe()},
+  DEFAULT: {
+    "every": 1,
+    "fresh_slope": True,
+    "distance": gen_rule.DISTANCE_SHARE,
+    **one_probe(),
+  },
   PAPER: {"every": 1, **fit(-1.0, 1.0)},
 }
 
@@ -119,12 +129,18 @@ STUDIES = {
       "hvp": exact("hvp"),
     },
   ),
+  "distance": Study(
+    "share of the distance in the least rate",
+    {f"{x:g}": {"distance": x} for x in (0.0, 0.1, 0.15, 0.2)},
+    rules=(DEFAULT,),
+    workloads=LENET,
+  ),
 }
 
 
 @functools.cache
-def task_of(name: str, batch_size: int | None) -> tasks.Task:
-  task = TASKS[name]()
+def task_of(name: str, data_dir, batch_size: int | None = None) -> tasks.Task:
+  task = TASKS[name](data_dir)
   if batch_size is None:
     return task
   return dataclasses.replace(task, batch_size=batch_size)
@@ -144,7 +160,8 @@ def method_of(base: str, rule: str, steps: int, options) -> tuning.Method:
     optimizer = tuning.BASES[base].make()
     if rule == PAPER:
       return optax.chain(optimizer, gen_optax.scale_by_gen_paper(**common))
-    return gen_optax.generalized_newton(optimizer, **common)
+    share = common.pop("distance")
+    return with_share(gen_optax.generalized_newton(optimizer, **common), share)
 
   def rate(state, setting, step):
     del setting, step
@@ -154,11 +171,21 @@ def method_of(base: str, rule: str, steps: int, options) -> tuning.Method:
   return tuning.Method(make, rate)
 
 
+def with_share(optimizer, share: float):
+  """`optimizer` under a constant that is no option of the default rule."""
+
+  def update(*args, **extra_args):
+    with mock.patch.object(gen_rule, "DISTANCE_SHARE", share):
+      return optimizer.update(*args, **extra_args)
+
+  return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
 def run_one(workload, rule, change, args, progress) -> dict:
   """Trains every seed of one workload with one change from the defaults."""
   name, base = workload
   change = dict(change)
-  task = task_of(name, change.pop("batch_size", None))
+  task = task_of(name, args.data_dir, change.pop("batch_size", None))
   setting = {
     key: jnp.float32(change.pop(key, usual)) for key, usual in SETTING.items()
   }
@@ -169,9 +196,9 @@ def run_one(workload, rule, change, args, progress) -> dict:
   )
 
 
-def key_of(workload, rule, change) -> str:
+def key_of(workload, rule, change, data_dir) -> str:
   """The same for every study that comes to the same run."""
-  usual = {"batch_size": TASKS[workload[0]]().batch_size}
+  usual = {"batch_size": task_of(workload[0], data_dir).batch_size}
   full = usual | SETTING | OPTIONS[rule] | change
   settings = [f"{name}={value}" for name, value in sorted(full.items())]
   return "/".join([*workload, rule, *settings])
@@ -190,7 +217,7 @@ def run_study(study: Study, args, results, progress) -> dict:
       progress.set_description(f"{' '.join(workload)}, {rule}: {label}")
       before = progress.n
       records[workload, rule, label] = results.get(
-        key_of(workload, rule, change),
+        key_of(workload, rule, change, args.data_dir),
         functools.partial(run_one, workload, rule, change, args, progress),
       )
       # A record that was there already counts as its steps.
@@ -223,7 +250,10 @@ def study_table(study: Study, records) -> str:
 
 # Picture
 
-COLOUR_OF = dict(zip(WORKLOADS, plotting.COLOURS, strict=False))
+COLOUR_OF = {
+  **dict(zip(WORKLOADS, plotting.COLOURS, strict=False)),
+  **dict(zip(LENET, plotting.COLOURS, strict=False)),
+}
 STYLE_OF = {DEFAULT: "-", PAPER: ":"}
 
 
@@ -251,8 +281,13 @@ def draw(studies, records_of, path):
     draw_rates(studies["initial_rate"], records_of, axes.pop(0))
   for unused in axes:
     unused.set_axis_off()
-  handles, labels = figure.axes[0].get_legend_handles_labels()
-  figure.legend(handles, labels, loc="outside lower center", ncols=4)
+  shown = [drawn.get_legend_handles_labels() for drawn in figure.axes]
+  by_label = {
+    label: handle for pair in shown for handle, label in zip(*pair, strict=True)
+  }
+  figure.legend(
+    by_label.values(), by_label.keys(), loc="outside lower center", ncols=4
+  )
   path.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path, dpi=110)
   plt.close(figure)
@@ -308,10 +343,14 @@ def draw_rates(study, records_of, axes):
 def parse_arguments():
   parser = cli.parser(__doc__.splitlines()[0], out="out/ablations")
   parser.add_argument(
-    "--study", nargs="+", choices=STUDIES, default=list(STUDIES)
+    "--study", nargs="+", choices=STUDIES, help="all that have their data"
   )
   parser.set_defaults(seeds=2)
   args = parser.parse_args()
+  with_data = {name for name in STUDIES if name != "distance" or args.data_dir}
+  args.study = args.study or [name for name in STUDIES if name in with_data]
+  if not with_data.issuperset(args.study):
+    parser.error("--study distance trains on MNIST: name its --data-dir")
   if args.quick:
     args.steps, args.seeds = args.steps or 50, 1
   args.steps = args.steps or 200
@@ -323,7 +362,7 @@ def shortened(study: Study) -> Study:
   """The first and the last value, on one workload."""
   labels = list(study.values)
   kept = {label: study.values[label] for label in (labels[0], labels[-1])}
-  return study._replace(values=kept, workloads=WORKLOADS[:1])
+  return study._replace(values=kept, workloads=study.workloads[:1])
 
 
 def main():

@@ -126,9 +126,7 @@ def struck(name):
 @hypothesis.given(
   kind=st.sampled_from(faults.FAULTY),
   step=st.integers(faults.FIRST_STEP, faults.LAST_STEP),
-  # The guard passes what is up to twenty times as long as usual, and more where
-  # lengths have varied; Adam's moments hold that for more than 20 steps.
-  exponent=st.floats(-25, 0.5) | st.floats(3, 25),
+  exponent=st.floats(-25, 25),
   leaf=st.integers(0, 3),
   entry=st.integers(0, 11),
   seed=st.integers(0, 2**16),
@@ -143,7 +141,11 @@ def test_any_fault_at_any_step(name, kind, step, exponent, leaf, entry, seed):
   )
   losses, params_finite, state_finite, _, _ = struck(name)(draw)
   assert params_finite.all() and state_finite.all()
-  assert losses[step + faults.CLEAN + 1] < losses[step]
+  # The guard passes up to twenty times the running size, which remembers longer
+  # gradients, and Adam's moments hold that for more than 20 steps.
+  passes = 0.5 < exponent < 3
+  before = losses[0] if passes else losses[step]
+  assert losses[step + faults.CLEAN + 1] < before
 
 
 # --- trees and closures that are no optimizer's ------------------------------

@@ -120,8 +120,9 @@ def gauss_newton_bartlett_diagonal(
       logits = logits.astype(trees.at_least_float32(logits.dtype))
       labels = jax.random.categorical(key, jax.lax.stop_gradient(logits))
       losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-      line.check_averaged("logits_fn", losses.mean(), at)
-      return losses.mean(), losses.size
+      loss = losses.mean()
+      line.check_averaged("logits_fn", loss, at)
+      return loss, losses.size
 
     gradient, size = jax.grad(sampled_loss, has_aux=True)(wide)
     return jax.tree.map(lambda g: size * g * g, gradient)
