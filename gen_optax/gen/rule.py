@@ -200,6 +200,10 @@ def average_and_divide(
               10 rate                            if b' > 0 and A <= 0,
               rate                               if b' <= 0.
 
+  Where the average A <= 0 and this line's own is positive, this line's optimum
+  stands in for B / A: ten times a rate that already overshoots, step after
+  step, leads beyond the reach of any average.
+
   Algorithm 1 averages the ratios b / A. Late in training most batches are easy
   and have A near 0, their ratios dominate the mean, and the rate explodes; here
   the rare hard batches dominate A. b is measured on the batch that made the
@@ -240,8 +244,9 @@ def average_and_divide(
 
   curved = averages.curvature > 0
   optimum = slope / jnp.where(curved, averages.curvature, 1.0)
-  optimum = jnp.clip(optimum, rate / MAX_RATIO, rate * MAX_RATIO)
-  proposal = jnp.where(curved, optimum, rate * MAX_RATIO)
+  own = jnp.where(fit.curvature > 0, fit.optimum, jnp.inf)
+  optimum = jnp.where(curved, optimum, own)
+  proposal = jnp.clip(optimum, rate / MAX_RATIO, rate * MAX_RATIO)
   accepted = slope > 0
   proposal = jnp.clip(proposal, MIN_RATE, MAX_RATE)
   return jnp.where(accepted, proposal, rate), averages, accepted
