@@ -298,6 +298,22 @@ def test_losses_that_are_not_finite(bad, ready, when, every, probes_only):
   assert jnp.sum(SCALE * (w - 3.0) ** 2) < before
 
 
+@pytest.mark.parametrize("estimator", ["forward", "hvp"])
+def test_an_exact_estimator_leaves_a_concave_start(estimator):
+  """It sees no loss, and takes the given rate until the line bends up."""
+  loss = lambda w: jnp.sum(w**2 / 2 - 2 * jnp.exp(-(w**2)))
+  tx = gen_optax.gen_sgd(0.1, estimator=estimator)
+  w = jnp.array([1.5])
+  state = tx.init(w)
+  w, state, _ = step(tx, loss, w, state)
+  first = gen_state(state)
+  assert not first.info.skipped and not first.calibrated
+  assert first.info.curvature < 0 and first.learning_rate == np.float32(0.1)
+  for _ in range(40):
+    w, state, _ = step(tx, loss, w, state)
+  assert gen_state(state).calibrated and loss(w) < -1.9
+
+
 def test_a_wall_beyond_the_minimum():
   """The first probe always falls off the domain; the rate comes down."""
   loss = lambda w: jnp.sum(-jnp.log(w) - jnp.log(1 - w))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from gen_optax.oracle import trees
+from gen_optax.oracle.checks import require_inexact_leaves
 from gen_optax.oracle.lazy import run_if
 
 SMOOTHING = 0.9
@@ -30,6 +31,10 @@ class SkipImplausibleState(NamedTuple):
   size: jax.Array
   refused: jax.Array
   total_refused: jax.Array
+
+
+def _dtype(leaf):
+  return leaf.dtype
 
 
 def skip_implausible(
@@ -87,7 +92,11 @@ def skip_implausible(
     refused = refused | (short & ~restart)
 
     def step(carry):
-      return inner.update(updates, carry[1], params, **extra_args)
+      found, after = inner.update(updates, carry[1], params, **extra_args)
+      # optax turns integers into floats, and no loop would say which leaf it is.
+      if jax.tree.map(_dtype, found) != jax.tree.map(_dtype, updates):
+        require_inexact_leaves("the optimizer", updates)
+      return found, after
 
     standing = state.inner_state
     if params is not None:

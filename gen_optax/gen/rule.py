@@ -225,7 +225,10 @@ def average_and_divide(
   weight = influence(fit.slope, fit.curvature, before, rate)
   # A line that bends down promises more the longer it is: no more than one
   # average fit, or the averages stay negative and the rate grows step by step.
-  most = jnp.where(fit.curvature < 0, 1.0, MAX_INFLUENCE)
+  # One that promises ten times that weighs no more than what is known does, and
+  # cannot turn young averages over.
+  down = jnp.where(weight > MAX_RATIO, before.weight, 1.0)
+  most = jnp.where(fit.curvature < 0, down, MAX_INFLUENCE)
   share = jnp.minimum(1.0, most / jnp.maximum(weight, 1.0))
   mix = lambda old, new: smoothing * old + (1 - smoothing) * new
   averages = before._replace(

@@ -35,6 +35,7 @@ def fit_or_search(
   pending: jax.Array,
   searching: jax.Array,
   wild: jax.Array,
+  exact: bool = False,
 ) -> Trial:
   """Fits once at `rate`, or searches a rate that the line itself supports.
 
@@ -49,6 +50,8 @@ def fit_or_search(
     pending: whether to evaluate at all.
     searching: whether to search from the start.
     wild: whether the line is known to be wild before it is evaluated.
+    exact: whether the fit is the same at every rate; no search finds one on a
+      line that bends down.
 
   Returns:
     The last trial. It has failed where `searching` is still set.
@@ -63,6 +66,8 @@ def fit_or_search(
     )
     found = found & searching
     stop = ~searching | hopeless | (trial.trials >= MAX_TRIALS)
+    if exact:
+      stop |= fit.curvature <= 0
     return Trial(
       rate=jnp.where(stop, trial.rate, next_rate),
       low=low,
