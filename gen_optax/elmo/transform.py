@@ -106,10 +106,10 @@ def scale_by_elmo(
 
   No oracle knows L over a whole step. So L = oracle + sigma, and each update
   tries its step: where the loss falls by less than a tenth of what the model
-  promises, sigma is raised, two- to eightfold, and the step tried anew; above
-  nine tenths it is halved. A trial ten times as long as the steps before it
-  fails, however low the loss there. With the default oracle sigma is all there is: an
-  adaptive cubic regularisation that treats eigenspaces apart.
+  promises, or the step is ten times as long as those before it, sigma is
+  raised, two- to eightfold, and the step tried anew; above nine tenths sigma is
+  halved. With the default oracle sigma is all there is: an adaptive cubic
+  regularisation that treats eigenspaces apart.
 
   On a ridge or a saddle, where negative curvature has no slope, the step has a
   length and no side: see `saddle_sign`.

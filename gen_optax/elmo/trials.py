@@ -18,8 +18,9 @@ RELAX = 0.9
 # fifth more evaluations on Rosenbrock's function.
 LEAST_RAISE = 2
 MOST_RAISE = 8
-# A trial this many times as long as the steps before it is not believed, however
-# low the loss there: sigma has no say yet in how far negative curvature leads.
+# A trial this many times as long as the steps before it is not believed,
+# however low the loss there: where the curvature turns negative, the length is
+# twice the eigenvalue over a sigma that has halved for many steps.
 MAX_GROWTH = 10.0
 SMOOTHING = 0.9
 # Sigma's range; the floor is in units of the largest |eigenvalue|.

@@ -93,7 +93,7 @@ def skip_implausible(
 
     def step(carry):
       found, after = inner.update(updates, carry[1], params, **extra_args)
-      # optax turns integers into floats, and no loop would say which leaf it is.
+      # optax turns integers into floats, and a loop does not say where.
       if jax.tree.map(_dtype, found) != jax.tree.map(_dtype, updates):
         require_inexact_leaves("the optimizer", updates)
       return found, after

@@ -90,8 +90,8 @@ def scale_by_gen(
   order of magnitude there. A line far from the averages (`rule.is_wild`) is
   searched for a rate of its own, for this step alone, and counts for at most a
   thousand average ones. An exact estimator takes steps of `learning_rate` until
-  it meets a line that bends up. A step whose numbers are not finite, or on whose wild
-  line no rate lowers the loss, is withheld.
+  it meets a line that bends up. A step whose numbers are not finite, or on
+  whose wild line no rate lowers the loss, is withheld.
 
   Momentum-free optimizers (SGD, RMSProp) are the weak spot: the greedy rate is
   far below their best constant one. Prefer momentum, Adam or Lion.
