@@ -22,11 +22,9 @@ from common import fault_methods, faults  # noqa: E402
 
 OURS = list(fault_methods.ours())
 NARROW_AND_WIDE = [
-  ("gen_adam", "float64"),
-  ("gen_adam", "bfloat16"),
+  ("gen_sgd", "float64"),
   ("gen_adam", "float16"),
   ("psgd_xmat", "bfloat16"),
-  ("psgd_xmat", "float16"),
   ("elmo_lanczos", "float16"),
   ("guard(amos_router)", "bfloat16"),
 ]
