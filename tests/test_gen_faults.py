@@ -11,7 +11,9 @@ import pytest
 from running import gen_state, run, step
 
 import gen_optax
-from gen_optax.gen.fit import check_probes
+from gen_optax.gen import rule
+from gen_optax.gen.fit import LineFit, check_probes
+from gen_optax.gen.search import fit_or_search
 
 # Wrong configuration: an error when the transform is built.
 
@@ -296,6 +298,26 @@ def test_losses_that_are_not_finite(bad, ready, when, every, probes_only):
     w, state, _ = train(w, state, False, bad)
   assert not gen_state(state).info.skipped
   assert jnp.sum(SCALE * (w - 3.0) ** 2) < before
+
+
+def test_a_search_that_would_jump_from_end_to_end():
+  """Each optimum lies nearly as far on the other side of the best rate."""
+
+  def estimate(rate):
+    optimum = rate * (0.02 / rate) ** 1.99
+    one = jnp.ones(())
+    return LineFit(one, 1 / optimum, optimum, one, jnp.ones((), bool))
+
+  yes, no = jnp.ones((), bool), jnp.zeros((), bool)
+  trial = fit_or_search(
+    estimate,
+    jnp.float32(1e-3),
+    rule.no_averages(jnp.float32),
+    pending=yes,
+    searching=yes,
+    wild=no,
+  )
+  assert trial.found and 0.01 < trial.rate < 0.04
 
 
 @pytest.mark.parametrize("estimator", ["forward", "hvp"])

@@ -61,8 +61,9 @@ def fit_or_search(
     fit = estimate(trial.rate)
     surprise = (trial.trials == 0) & rule.is_wild(fit, averages, trial.rate)
     searching = trial.searching | surprise
+    late = trial.trials >= MAX_TRIALS // 2
     next_rate, low, high, found, hopeless = rule.search_step(
-      fit, trial.rate, trial.low, trial.high
+      fit, trial.rate, trial.low, trial.high, halve=late
     )
     found = found & searching
     stop = ~searching | hopeless | (trial.trials >= MAX_TRIALS)
