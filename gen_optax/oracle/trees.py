@@ -83,7 +83,11 @@ def largest(tree, dtype) -> jax.Array:
   """max |x|; NaN where any entry is."""
   out = jnp.zeros((), dtype)
   for x in jax.tree.leaves(tree):
-    out = jnp.maximum(out, jnp.abs(x).max(initial=0.0).astype(dtype))
+    # XLA's maximum of more than some thousand floats drops NaN on a CPU. Sizes
+    # are ordered as their bits are, NaN above all; and the maximum of integers
+    # goes into the loop that computes them, for which floats are written out.
+    bits = jnp.abs(x).view(f"int{8 * x.dtype.itemsize}")
+    out = jnp.maximum(out, bits.max(initial=0).view(x.dtype).astype(dtype))
   return out
 
 

@@ -18,7 +18,6 @@ from gen_optax.psgd import partition as partitions
 from gen_optax.psgd.partition import Group
 from gen_optax.psgd.preconditioner import (
   Normalizer,
-  largest_bound,
   positive,
   spectral_norm,
 )
@@ -190,7 +189,7 @@ def bound_of(move: Move, normalizer: Normalizer, by_entry: bool):
 
 def same_for_all(bounds):
   """The largest bound of all leaves, for each of them."""
-  largest = largest_bound(bounds, trees.scalar_dtype(bounds))
+  largest = trees.largest(bounds, trees.scalar_dtype(bounds))
   return [[largest.astype(x.dtype) for x in leaf] for leaf in bounds]
 
 

@@ -27,7 +27,6 @@ from gen_optax.psgd.preconditioner import (
   Normalizer,
   Preconditioner,
   check_normalizer,
-  largest_bound,
   positive,
 )
 
@@ -239,7 +238,7 @@ def _step_d(d, vector, hvp, ph, pv, rate, normalizer):
   else:
     size = lambda *leaf: jnp.abs(gradient(*leaf))
   sizes = jax.tree.map(size, d, vector, hvp, ph, pv)
-  largest = largest_bound(sizes, rate.dtype)
+  largest = trees.largest(sizes, rate.dtype)
   mu = rate / positive(largest)
   moved = jax.tree.map(
     lambda d, *rest: d - mu.astype(d.dtype) * d * gradient(d, *rest),

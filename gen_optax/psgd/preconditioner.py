@@ -63,20 +63,6 @@ def positive(x: jax.Array) -> jax.Array:
   return jnp.maximum(x, jnp.finfo(x.dtype).tiny)
 
 
-def largest_bound(bounds, dtype) -> jax.Array:
-  """The largest entry of a tree of bounds, none negative; NaN where one is.
-
-  Floats without a sign, which NaN may have, are ordered as their bits are, NaN
-  above all. On a CPU XLA puts the maximum of integers into the loop that
-  computes them, and not that of floats, for which it writes them to memory.
-  """
-  out = jnp.zeros((), dtype)
-  for x in jax.tree.leaves(bounds):
-    bits = jnp.abs(x).view(f"int{8 * x.dtype.itemsize}")
-    out = jnp.maximum(out, bits.max(initial=0).view(x.dtype).astype(dtype))
-  return out
-
-
 def on_one_vector(inner: Preconditioner) -> Preconditioner:
   """`inner` on the whole tree as one vector, the paper's theta.
 
