@@ -154,6 +154,32 @@ def test_walls_are_not_crossed():
   np.testing.assert_allclose(w, 100.0, rtol=1e-3)
 
 
+@pytest.mark.parametrize("options", [{}, dict(subspace=(1, 1))])
+def test_a_fall_without_bound_is_no_invitation(options):
+  """Ten times the usual length at most, and the refused trials are counted."""
+  tx = gen_optax.scale_by_elmo(**options)
+  sound = lambda w: jnp.sum(jnp.sqrt(1 + (w - 30.0) ** 2))
+
+  @jax.jit
+  def step(w, state, concave):
+    def value_fn(p):
+      away = p - w
+      fall = jnp.sum(away) - 50 * jnp.sum(away**2)
+      return sound(p) * (1 - concave) + (sound(w) + fall) * concave
+
+    gradient = jax.grad(value_fn)(w)
+    updates, state = tx.update(gradient, state, w, value_fn=value_fn)
+    return w - updates, state, jnp.linalg.norm(updates)
+
+  w = jnp.arange(3.0)
+  state, lengths = tx.init(w), []
+  for k in range(7):
+    w, state, length = step(w, state, float(k == 6))
+    lengths.append(length)
+  assert state.info.accepted and state.info.rejections > 0
+  assert max(lengths[:-1]) < lengths[-1] <= 10 * max(lengths[:-1])
+
+
 def test_too_many_parameters_for_the_dense_form():
   tx = gen_optax.scale_by_elmo()
   with pytest.raises(ValueError, match="at most 2000.*2001.*subspace"):

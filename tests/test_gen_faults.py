@@ -11,6 +11,9 @@ import pytest
 from running import gen_state, run, step
 
 import gen_optax
+from gen_optax.gen import rule
+from gen_optax.gen.fit import LineFit
+from gen_optax.gen.search import fit_or_search
 
 LOSS = lambda w: jnp.sum((w - 3.0) ** 2)
 
@@ -71,6 +74,43 @@ def test_losses_that_are_not_finite(bad, ready, when, every, probes_only):
     w, state, _ = train(w, state, False, bad)
   assert not gen_state(state).info.skipped
   assert jnp.sum(SCALE * (w - 3.0) ** 2) < before
+
+
+def test_a_search_that_would_jump_from_end_to_end():
+  """Each optimum lies nearly as far on the other side of the best rate."""
+
+  def estimate(_, rate):
+    optimum = rate * (0.02 / rate) ** 1.99
+    one = jnp.ones(())
+    return LineFit(one, 1 / optimum, optimum, one, jnp.ones((), bool))
+
+  yes, no = jnp.ones((), bool), jnp.zeros((), bool)
+  trial, _ = fit_or_search(
+    estimate,
+    jnp.ones(2),
+    jnp.float32(1e-3),
+    rule.no_averages(jnp.float32),
+    pending=yes,
+    searching=yes,
+    wild=no,
+  )
+  assert trial.found and 0.01 < trial.rate < 0.04
+
+
+@pytest.mark.parametrize("estimator", ["forward", "hvp"])
+def test_an_exact_estimator_leaves_a_concave_start(estimator):
+  """It sees no loss, and takes the given rate until the line bends up."""
+  loss = lambda w: jnp.sum(w**2 / 2 - 2 * jnp.exp(-(w**2)))
+  tx = gen_optax.gen_sgd(0.1, estimator=estimator)
+  w = jnp.array([1.5])
+  state = tx.init(w)
+  w, state, _ = step(tx, loss, w, state)
+  first = gen_state(state)
+  assert not first.info.skipped and not first.calibrated
+  assert first.info.curvature < 0 and first.learning_rate == np.float32(0.1)
+  for _ in range(40):
+    w, state, _ = step(tx, loss, w, state)
+  assert gen_state(state).calibrated and loss(w) < -1.9
 
 
 def test_a_wall_beyond_the_minimum():

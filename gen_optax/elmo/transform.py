@@ -59,6 +59,7 @@ class ScaleByElmoState(NamedTuple):
   Attributes:
     count: number of calls, int32.
     sigma: what is added to every Lipschitz parameter.
+    length: running average of the norm of the steps taken.
     spectrum: the eigenpairs. In the dense form with `every=1` its vectors are
       None.
     known: whether there are eigenpairs.
@@ -70,6 +71,7 @@ class ScaleByElmoState(NamedTuple):
 
   count: jax.Array
   sigma: jax.Array
+  length: jax.Array
   spectrum: Spectrum
   known: jax.Array
   lipschitz: jax.Array
@@ -108,9 +110,10 @@ def scale_by_elmo(
 
   No oracle knows L over a whole step. So L = oracle + sigma, and each update
   tries its step: where the loss falls by less than a tenth of what the model
-  promises, sigma is raised, two- to eightfold, and the step tried anew; above
-  nine tenths it is halved. With the default oracle sigma is all there is: an
-  adaptive cubic regularisation that treats eigenspaces apart.
+  promises, or the step is ten times as long as those before it, sigma is
+  raised, two- to eightfold, and the step tried anew; above nine tenths sigma is
+  halved. With the default oracle sigma is all there is: an adaptive cubic
+  regularisation that treats eigenspaces apart.
 
   On a ridge or a saddle, where negative curvature has no slope, the step has a
   length and no side: see `saddle_sign`.
@@ -216,6 +219,7 @@ def scale_by_elmo(
     return ScaleByElmoState(
       count=zero(),
       sigma=jnp.array(sigma, dtype),
+      length=number(),
       spectrum=spectrum,
       known=no(),
       lipschitz=column(),
@@ -302,7 +306,8 @@ def scale_by_elmo(
     trial = trials.no_trial(local, state.sigma, evaluations)
     if safeguarded:
       trial = trials.run(
-        local, value, trial, healthy, saddle_sign, max_step, max_rejections
+        *(local, value, trial, healthy, state.length),
+        *(saddle_sign, max_step, max_rejections),
       )
     else:
       trial = trials.only(local, trial, healthy, saddle_sign, max_step)
@@ -316,6 +321,7 @@ def scale_by_elmo(
     return move, ScaleByElmoState(
       count=trees.increment(state.count),
       sigma=trial.sigma,
+      length=trials.average_length(state.length, local, trial),
       spectrum=spectrum,
       known=is_complete,
       lipschitz=lip,

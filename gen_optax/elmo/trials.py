@@ -18,6 +18,11 @@ RELAX = 0.9
 # fifth more evaluations on Rosenbrock's function.
 LEAST_RAISE = 2
 MOST_RAISE = 8
+# A trial this many times as long as the steps before it is not believed,
+# however low the loss there: where the curvature turns negative, the length is
+# twice the eigenvalue over a sigma that has halved for many steps.
+MAX_GROWTH = 10.0
+SMOOTHING = 0.9
 # Sigma's range; the floor is in units of the largest |eigenvalue|.
 _FLOOR = 1e-8
 _CEILING = 1e30
@@ -80,8 +85,29 @@ def propose(local: Local, sigma, scale, saddle_sign, max_step):
   return moves, escape, scale, lipschitz
 
 
+def length(local: Local, moves, scale) -> jax.Array:
+  """The norm of a step."""
+  other = scale * local.other_size
+  return jnp.sqrt(jnp.sum(moves**2) + other**2)
+
+
+def average_length(average, local: Local, trial: Trials) -> jax.Array:
+  """Takes in the norm of a step that was taken and is not zero."""
+  new = length(local, trial.moves, trial.scale).astype(average.dtype)
+  mixed = SMOOTHING * average + (1 - SMOOTHING) * new
+  mixed = jnp.where(average > 0, mixed, new)
+  return jnp.where(trial.accepted & (new > 0), mixed, average)
+
+
 def run(
-  local: Local, before, start: Trials, pending, saddle_sign, max_step, tries
+  local: Local,
+  before,
+  start: Trials,
+  pending,
+  usual,
+  saddle_sign,
+  max_step,
+  tries,
 ) -> Trials:
   """Tries steps of growing caution until one keeps its promise.
 
@@ -90,6 +116,7 @@ def run(
     before: the loss at the parameters.
     start: from `no_trial`.
     pending: whether to try at all.
+    usual: the average length of a step, zero before the first.
     saddle_sign: "probe" tries the sides of a saddle in turn.
     max_step: the largest norm of a step, or None.
     tries: how many rejections are too many.
@@ -99,6 +126,8 @@ def run(
   # take dozens of steps to come down.
   floor = jnp.minimum(_FLOOR * jnp.where(size > 0, size, 1), start.sigma)
 
+  longest = jnp.where(usual > 0, MAX_GROWTH * usual, jnp.inf)
+
   def body(carry):
     _, trial = carry
     moves, escape, scale, lipschitz = propose(
@@ -106,6 +135,8 @@ def run(
     )
     moves = moves + trial.side * escape
     after = loss_at(local, moves, scale)
+    far = length(local, moves, scale) > longest
+    after = jnp.where(far, jnp.nan, after)
     arguments = (local.same, moves, local.slopes, local.values)
     change = step.predicted_change(*arguments, lipschitz)
     foreseen = step.predicted_change(*arguments, local.lipschitz)
@@ -119,7 +150,7 @@ def run(
     lower = jnp.where(ratio > RELAX, trial.sigma / 2, trial.sigma)
     needed = (after - before - foreseen) / step.cubic_change(local.same, moves)
     needed = needed.astype(trial.sigma.dtype) / trial.sigma
-    # Where the loss is not a number nothing is known.
+    # Where the loss is not a number, or not believed, nothing is known.
     needed = jnp.where(jnp.isfinite(needed), needed, MOST_RAISE)
     higher = trial.sigma * jnp.clip(needed, LEAST_RAISE, MOST_RAISE)
     sigma = jnp.where(accepted, lower, higher)

@@ -19,10 +19,13 @@ import jax.numpy as jnp
 
 from gen_optax.gen import fit as fits
 from gen_optax.oracle import hessian, line, trees
+from gen_optax.oracle.checks import require_inexact_leaves
 
 Estimator = Literal["known_slope", "fit", "forward", "hvp"]
 Estimate = Callable[..., fits.LineFit]
 
+# Their fit is the same at every rate.
+EXACT = ("forward", "hvp")
 DEFAULT_PROBES = {"known_slope": (1.0,), "fit": (-1.0, 1.0)}
 
 
@@ -45,7 +48,7 @@ def make_estimate(
       probes = DEFAULT_PROBES[estimator]
     probes = fits.check_probes(probes, degree, known_slope)
     return _fitted(probes, degree, evaluate, known_slope, rounding)
-  if estimator in ("forward", "hvp"):
+  if estimator in EXACT:
     if probes is not None:
       raise ValueError(
         f"probes={probes!r} mean nothing to estimator={estimator!r}, which "
@@ -90,6 +93,7 @@ def _fitted(probes, degree, evaluate, known_slope, rounding) -> Estimate:
 def _exact(derivatives) -> Estimate:
   def estimate(value_fn, params, direction, rate, value, slope):
     del value, slope
+    require_inexact_leaves("an exact estimator", params)
     # They do not depend on the rate, so the compiler would move them out of the
     # loop and evaluate them on every step.
     params, direction, rate = jax.lax.optimization_barrier(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from gen_optax.oracle import trees
-from gen_optax.oracle.checks import take_optimizer
+from gen_optax.oracle.checks import require_inexact_leaves, take_optimizer
 from gen_optax.oracle.lazy import run_if
 
 SMOOTHING = 0.9
@@ -31,6 +31,10 @@ class SkipImplausibleState(NamedTuple):
   size: jax.Array
   refused: jax.Array
   total_refused: jax.Array
+
+
+def _dtype(leaf):
+  return leaf.dtype
 
 
 def skip_implausible(
@@ -95,7 +99,11 @@ def skip_implausible(
       # Of the loop's own gradient: another name for it would hold it twice.
       named = {"grad": gradient} if extra_args.get("grad") is updates else {}
       arguments = extra_args | named
-      return inner.update(gradient, inner_state, params, **arguments)
+      found, after = inner.update(gradient, inner_state, params, **arguments)
+      # optax turns integers into floats, and a loop does not say where.
+      if jax.tree.map(_dtype, found) != jax.tree.map(_dtype, updates):
+        require_inexact_leaves("the optimizer", updates)
+      return found, after
 
     standing = state.inner_state
     if params is not None:

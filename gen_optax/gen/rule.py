@@ -118,7 +118,7 @@ def is_suspect(size, slope, averages: Averages, rate) -> jax.Array:
   return suspect & (averages.size > 0)
 
 
-def search_step(fit: LineFit, rate, low, high):
+def search_step(fit: LineFit, rate, low, high, halve=False):
   """One step of the search for a rate that the line itself supports.
 
   Goes to the parabola's optimum, at most ten times away. Where the line is far
@@ -130,6 +130,8 @@ def search_step(fit: LineFit, rate, low, high):
     rate: the trial rate.
     low: the largest rate known to be too short, zero before the first.
     high: the smallest rate known to be too long, infinite before the first.
+    halve: whether to go to the middle of a bracket that has two ends; optima
+      may jump between points near them.
 
   Returns:
     `(next_rate, low, high, found, hopeless)`: found where the optimum lies
@@ -148,7 +150,7 @@ def search_step(fit: LineFit, rate, low, high):
   low = jnp.where(ratio > 2.0, rate, low)
   high = jnp.where(ratio < LEAST_RATIO, rate, high)
   proposal = rate * jnp.clip(ratio, 1 / MAX_RATIO, MAX_RATIO)
-  inside = (low < proposal) & (proposal < high)
+  inside = (low < proposal) & (proposal < high) & ~(halve & (low > 0))
   # sqrt(low) sqrt(high): their product may leave float32.
   middle = jnp.sqrt(low) * jnp.sqrt(high)
   proposal = jnp.where(inside | ~jnp.isfinite(middle), proposal, middle)
@@ -200,6 +202,10 @@ def average_and_divide(
               10 rate                            if b' > 0 and A <= 0,
               rate                               if b' <= 0.
 
+  Where the average A <= 0 and this line's own is positive, this line's optimum
+  stands in for B / A: ten times a rate that already overshoots, step after
+  step, leads beyond the reach of any average.
+
   Algorithm 1 averages the ratios b / A. Late in training most batches are easy
   and have A near 0, their ratios dominate the mean, and the rate explodes; here
   the rare hard batches dominate A. b is measured on the batch that made the
@@ -221,7 +227,10 @@ def average_and_divide(
   weight = influence(fit.slope, fit.curvature, before, rate)
   # A line that bends down promises more the longer it is: no more than one
   # average fit, or the averages stay negative and the rate grows step by step.
-  most = jnp.where(fit.curvature < 0, 1.0, MAX_INFLUENCE)
+  # One that promises ten times that weighs no more than what is known does, and
+  # cannot turn young averages over.
+  down = jnp.where(weight > MAX_RATIO, before.weight, 1.0)
+  most = jnp.where(fit.curvature < 0, down, MAX_INFLUENCE)
   share = jnp.minimum(1.0, most / jnp.maximum(weight, 1.0))
   mix = lambda old, new: smoothing * old + (1 - smoothing) * new
   averages = before._replace(
@@ -240,8 +249,9 @@ def average_and_divide(
 
   curved = averages.curvature > 0
   optimum = slope / jnp.where(curved, averages.curvature, 1.0)
-  optimum = jnp.clip(optimum, rate / MAX_RATIO, rate * MAX_RATIO)
-  proposal = jnp.where(curved, optimum, rate * MAX_RATIO)
+  own = jnp.where(fit.curvature > 0, fit.optimum, jnp.inf)
+  optimum = jnp.where(curved, optimum, own)
+  proposal = jnp.clip(optimum, rate / MAX_RATIO, rate * MAX_RATIO)
   accepted = slope > 0
   proposal = jnp.clip(proposal, MIN_RATE, MAX_RATE)
   return jnp.where(accepted, proposal, rate), averages, accepted

@@ -36,6 +36,7 @@ def fit_or_search(
   pending: jax.Array,
   searching: jax.Array,
   wild: jax.Array,
+  exact: bool = False,
 ) -> tuple[Trial, Any]:
   """Fits once at `rate`, or searches a rate that the line itself supports.
 
@@ -51,6 +52,8 @@ def fit_or_search(
     pending: whether to evaluate at all.
     searching: whether to search from the start.
     wild: whether the line is known to be wild before it is evaluated.
+    exact: whether the fit is the same at every rate; no search finds one on a
+      line that bends down.
 
   Returns:
     The last trial, which has failed where `searching` is still set, and the
@@ -65,11 +68,14 @@ def fit_or_search(
     fit = estimate(along, trial.rate)
     surprise = (trial.trials == 0) & rule.is_wild(fit, averages, trial.rate)
     searching = trial.searching | surprise
+    late = trial.trials >= MAX_TRIALS // 2
     next_rate, low, high, found, hopeless = rule.search_step(
-      fit, trial.rate, trial.low, trial.high
+      fit, trial.rate, trial.low, trial.high, halve=late
     )
     found = found & searching
     stop = ~searching | hopeless | (trial.trials >= MAX_TRIALS)
+    if exact:
+      stop |= fit.curvature <= 0
     next_trial = Trial(
       rate=jnp.where(stop, trial.rate, next_rate),
       low=low,

@@ -89,8 +89,9 @@ def scale_by_gen(
   `dense_start` steps fit every time, since momentum grows the update by an
   order of magnitude there. A line far from the averages (`rule.is_wild`) is
   searched for a rate of its own, for this step alone, and counts for at most a
-  thousand average ones. A step whose numbers are not finite, or on whose wild
-  line no rate lowers the loss, is withheld.
+  thousand average ones. An exact estimator takes steps of `learning_rate` until
+  it meets a line that bends up. A step whose numbers are not finite, or on
+  whose wild line no rate lowers the loss, is withheld.
 
   Momentum-free optimizers (SGD, RMSProp) are the weak spot: the greedy rate is
   far below their best constant one. Prefer momentum or Adam.
@@ -167,6 +168,7 @@ def scale_by_gen(
     )
   estimate = estimators.make_estimate(estimator, probes, degree, evaluate)
   needs_grad = fresh_slope or estimator == "known_slope"
+  exact = estimator in estimators.EXACT
 
   def init_fn(params):
     dtype = trees.scalar_dtype(params)
@@ -229,12 +231,17 @@ def scale_by_gen(
       pending=due,
       searching=suspect | ~state.calibrated,
       wild=suspect,
+      exact=exact,
     )
     fit, wild = trial.fit, trial.wild
     calibrated = state.calibrated | trial.found
     fitted = due & fit.finite & ~trial.searching
     idle = ~due & healthy & calibrated
     taken = fitted | idle
+    if exact:
+      # No loss tells how far a first line that bends down can be followed.
+      downhill = fit.finite & (fit.slope > 0) & (fit.curvature <= 0)
+      taken |= due & downhill & ~calibrated & ~wild
 
     # A step of length e along u met the curvature A: in this batch's eyes the
     # slope at its start was e A - <grad, u>.

@@ -31,6 +31,17 @@ def check_not_negative(**numbers):
       )
 
 
+def require_inexact_leaves(stage: str, tree):
+  """Raises `ValueError` for a leaf that cannot be differentiated."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+      raise ValueError(
+        f"{stage} takes floating leaves; there is {leaf.dtype} at "
+        f"{jax.tree_util.keystr(path)}. Keep it out of the parameters, or give "
+        "it to optax.set_to_zero by optax.partition."
+      )
+
+
 def require_real_leaves(stage: str, params):
   """Raises `ValueError` for a leaf that is not real and floating."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
