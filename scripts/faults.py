@@ -4,8 +4,8 @@ A small network is trained 51 steps by every optimizer of this package and by
 others. At one of the steps 1 to 30 (or at the first, counted apart) the loss,
 its closure, its gradient or its second derivative is faulty: not finite, absurd
 in size, uphill, flat, concave. A run has survived if parameters and state stay
-finite and the loss 20 clean steps later is below that before the fault. The
-class "none" is the control: no fault at all.
+finite and the loss 20 clean steps later is below that before the fault, or
+below 1e-6. The class "none" is the control: no fault at all.
 
     python scripts/faults.py            (20 of each class, four precisions)
     python scripts/faults.py --quick    (4 of each class, float32)

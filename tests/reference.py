@@ -128,6 +128,14 @@ class DefaultRule:
     """By the updates before this one, and the points up to this one."""
     return self.share * max(self.distances) / np.linalg.norm(self.lengths)
 
+  def _share(self, b, curvature):
+    """A line that bends down outweighs nothing that is known already."""
+    known = 1 - self.gamma**self.n
+    if curvature >= 0 or self.n == 0:
+      return 1.0
+    usual = (abs(self.B) + abs(self.A) * self.eta / 2) / known
+    return min(1.0, known * usual / (abs(b) + abs(curvature) * self.eta / 2))
+
   def step(self, w, grad, u, value_fn):
     """The update to add, eta's emitted multiple of `u`."""
     value = value_fn(w)
@@ -142,8 +150,9 @@ class DefaultRule:
     if self.t < self.dense_start or self.t % self.every == 0:
       self.fit_steps.append(self.t)
       curvature = self._bend(value_fn, w, u, value, b) / self.eta**2
-      self.B = self.gamma * self.B + (1 - self.gamma) * b
-      self.A = self.gamma * self.A + (1 - self.gamma) * curvature
+      share = self._share(b, curvature)
+      self.B = self.gamma * self.B + (1 - self.gamma) * share * b
+      self.A = self.gamma * self.A + (1 - self.gamma) * share * curvature
       slope = self.B
       if self.fresh and self.n > 0 and self.B > 0:
         fresh = self.F / (1 - self.gamma_fresh**self.t)

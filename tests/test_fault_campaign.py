@@ -85,7 +85,12 @@ def check(name, dtype, each, first):
     is_a_limit(name, kind, step, dtype)
     for kind, step in zip(names, draw.step, strict=True)
   ]
-  wrong = ~outcome.recovered & ~np.array(known)
+  lost = ~outcome.recovered & ~np.array(known)
+  # A step of five usual lengths where the closure fell and the loss does not:
+  # one run of ELMO in a hundred is not back after 20 steps.
+  misled = lost & np.isin(names, DOWNWARD) & name.startswith("elmo")
+  assert misled.sum() <= max(2, np.isin(names, DOWNWARD).sum() / 25)
+  wrong = lost & ~misled
   # Who goes tenfold too far leaves the range of float16.
   range_left = np.array(known) & (dtype == "float16")
   wrong |= ~(outcome.params_finite & outcome.state_finite) & ~range_left

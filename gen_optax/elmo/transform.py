@@ -59,7 +59,7 @@ class ScaleByElmoState(NamedTuple):
   Attributes:
     count: number of calls, int32.
     sigma: what is added to every Lipschitz parameter.
-    length: running average of the norm of the steps taken.
+    length: how long steps have lately been; zero where that is not known.
     spectrum: the eigenpairs. In the dense form with `every=1` its vectors are
       None.
     known: whether there are eigenpairs.
@@ -110,7 +110,7 @@ def scale_by_elmo(
 
   No oracle knows L over a whole step. So L = oracle + sigma, and each update
   tries its step: where the loss falls by less than a tenth of what the model
-  promises, or the step is ten times as long as those before it, sigma is
+  promises, or the step is five times as long as those before it, sigma is
   raised, two- to eightfold, and the step tried anew; above nine tenths sigma is
   halved. With the default oracle sigma is all there is: an adaptive cubic
   regularisation that treats eigenspaces apart.
@@ -321,7 +321,7 @@ def scale_by_elmo(
     return move, ScaleByElmoState(
       count=trees.increment(state.count),
       sigma=trial.sigma,
-      length=trials.average_length(state.length, local, trial),
+      length=trials.usual_length(state.length, local, trial),
       spectrum=spectrum,
       known=is_complete,
       lipschitz=lip,

@@ -21,7 +21,7 @@ MOST_RAISE = 8
 # A trial this many times as long as the steps before it is not believed,
 # however low the loss there: where the curvature turns negative, the length is
 # twice the eigenvalue over a sigma that has halved for many steps.
-MAX_GROWTH = 10.0
+MAX_GROWTH = 5.0
 SMOOTHING = 0.9
 # Sigma's range; the floor is in units of the largest |eigenvalue|.
 _FLOOR = 1e-8
@@ -41,6 +41,7 @@ class Trials(NamedTuple):
     accepted: whether that was enough.
     rejections: trials that failed.
     evaluations: of the loss.
+    cut: whether a trial was refused for its length.
   """
 
   moves: jax.Array
@@ -51,6 +52,7 @@ class Trials(NamedTuple):
   accepted: jax.Array
   rejections: jax.Array
   evaluations: jax.Array
+  cut: jax.Array
 
 
 def no_trial(local: Local, sigma, evaluations) -> Trials:
@@ -65,6 +67,7 @@ def no_trial(local: Local, sigma, evaluations) -> Trials:
     accepted=jnp.zeros((), bool),
     rejections=jnp.zeros((), jnp.int32),
     evaluations=evaluations,
+    cut=jnp.zeros((), bool),
   )
 
 
@@ -91,12 +94,18 @@ def length(local: Local, moves, scale) -> jax.Array:
   return jnp.sqrt(jnp.sum(moves**2) + other**2)
 
 
-def average_length(average, local: Local, trial: Trials) -> jax.Array:
-  """Takes in the norm of a step that was taken and is not zero."""
-  new = length(local, trial.moves, trial.scale).astype(average.dtype)
-  mixed = SMOOTHING * average + (1 - SMOOTHING) * new
-  mixed = jnp.where(average > 0, mixed, new)
-  return jnp.where(trial.accepted & (new > 0), mixed, average)
+def usual_length(usual, local: Local, trial: Trials) -> jax.Array:
+  """Takes in the norm of a step that was taken and is not zero.
+
+  It goes up at once and comes down as an average does. A step that was cut
+  forgets it: where the next one is as long, two steps agree. Lengths that were
+  tiny once would else hold the run back for as long as it takes to regrow.
+  """
+  new = length(local, trial.moves, trial.scale).astype(usual.dtype)
+  mixed = SMOOTHING * usual + (1 - SMOOTHING) * new
+  taken = trial.accepted & (new > 0)
+  usual = jnp.where(taken, jnp.maximum(new, mixed), usual)
+  return jnp.where(trial.cut, 0.0, usual)
 
 
 def run(
@@ -116,7 +125,7 @@ def run(
     before: the loss at the parameters.
     start: from `no_trial`.
     pending: whether to try at all.
-    usual: the average length of a step, zero before the first.
+    usual: from `usual_length`, zero before the first step.
     saddle_sign: "probe" tries the sides of a saddle in turn.
     max_step: the largest norm of a step, or None.
     tries: how many rejections are too many.
@@ -165,6 +174,7 @@ def run(
       accepted=accepted,
       rejections=rejections,
       evaluations=trial.evaluations + 1,
+      cut=trial.cut | far,
     )
     return ~accepted & (rejections <= tries), following
 

@@ -225,13 +225,14 @@ def average_and_divide(
   """
   before = averages
   weight = influence(fit.slope, fit.curvature, before, rate)
-  # A line that bends down promises more the longer it is: no more than one
-  # average fit, or the averages stay negative and the rate grows step by step.
-  # One that promises ten times that weighs no more than what is known does, and
-  # cannot turn young averages over.
-  down = jnp.where(weight > MAX_RATIO, before.weight, 1.0)
-  most = jnp.where(fit.curvature < 0, down, MAX_INFLUENCE)
-  share = jnp.minimum(1.0, most / jnp.maximum(weight, 1.0))
+  # A line that bends down promises more the longer it is: it weighs no more
+  # than what is known does, or it turns young averages over and the rate grows
+  # step by step. One that weighs a thousand times the heaviest is no line of
+  # this loss.
+  most = jnp.where(weight > MAX_INFLUENCE**2, 1.0, MAX_INFLUENCE)
+  known = jnp.where(before.weight > 0, before.weight, 1.0)
+  most = jnp.where(fit.curvature < 0, known, most)
+  share = most / jnp.maximum(weight, most)
   mix = lambda old, new: smoothing * old + (1 - smoothing) * new
   averages = before._replace(
     slope=mix(before.slope, share * fit.slope),

@@ -16,8 +16,8 @@ def _adam(dtype: str):
   return optax.adam(0.03, eps=_eps(dtype))
 
 
-def _pair():
-  return [optax.sgd(0.03), amos.sophia(0.02)]
+def _pair(dtype: str):
+  return [optax.sgd(0.1), amos.sophia(0.01, eps=_eps(dtype))]
 
 
 def _gen(dtype: str) -> dict:
@@ -76,9 +76,9 @@ def ours(dtype: str = "float32") -> dict:
     "guard(track_lipschitz, adam)": lambda: guard(
       optax.chain(gen_optax.track_lipschitz(every=3), _adam(dtype))
     ),
-    "guard(amos_router)": lambda: guard(router(_pair(), every=3)),
+    "guard(amos_router)": lambda: guard(router(_pair(dtype), every=3)),
     "guard(amos_router, frozen)": lambda: guard(
-      router(_pair(), every=3, states="frozen")
+      router(_pair(dtype), every=3, states="frozen")
     ),
     "guard(adam, average)": lambda: guard(
       optax.chain(_adam(dtype), gen_optax.average_parameters())
@@ -102,7 +102,7 @@ def limits(dtype: str = "float32") -> dict:
     "bare track_lipschitz, adam": lambda: optax.chain(
       gen_optax.track_lipschitz(every=3), _adam(dtype)
     ),
-    "bare amos_router": lambda: gen_optax.amos_router(_pair(), every=3),
+    "bare amos_router": lambda: gen_optax.amos_router(_pair(dtype), every=3),
   }
 
 
@@ -110,7 +110,9 @@ def peers(dtype: str = "float32") -> dict:
   """Others' optimizers under the same faults, with rates that train."""
   search = lambda tx: gen_optax.keep_extra_args(tx, "value", "grad", "value_fn")
   sophia = lambda: gen_optax.rename_extra_args(
-    gen_optax.keep_extra_args(optax.contrib.sophia(0.02), "obj_fn"),
+    gen_optax.keep_extra_args(
+      optax.contrib.sophia(0.02, eps=_eps(dtype)), "obj_fn"
+    ),
     obj_fn="value_fn",
   )
   methods = {
