@@ -24,6 +24,7 @@ OURS = list(fault_methods.ours())
 NARROW_AND_WIDE = [
   ("gen_sgd", "float64"),
   ("gen_adam", "float16"),
+  ("elmo_dense", "float64"),
   ("psgd_xmat", "bfloat16"),
   ("elmo_lanczos", "float16"),
   ("guard(amos_router)", "bfloat16"),

@@ -97,6 +97,23 @@ def test_a_search_that_would_jump_from_end_to_end():
   assert trial.found and 0.01 < trial.rate < 0.04
 
 
+@pytest.mark.parametrize("curvature", [1e3, 1e20])
+def test_an_absurd_fit_weighs_less_than_a_steep_one(curvature):
+  """A steep batch counts in full; what no loss can have does not."""
+  fit = lambda a: LineFit(*(jnp.float32(x) for x in (1, a, 1 / a, 1)), True)
+  rate, averages = jnp.float32(1.0), rule.no_averages(jnp.float32)
+  after = []
+  for a in [1.0] * 60 + [curvature] + [1.0] * 5:
+    rate, averages, _ = rule.average_and_divide(fit(a), averages, rate, 0.9)
+    after.append(float(rate))
+  assert after[59] == pytest.approx(1.0)
+  if curvature == 1e3:
+    np.testing.assert_allclose(after[60], 0.1)  # 1 / 100.9, ten times at most
+    np.testing.assert_allclose(after[61], 1 / (0.9 * 100.9 + 0.1), rtol=1e-2)
+  else:
+    assert after[60] > 0.7 and after[65] > after[60]
+
+
 @pytest.mark.parametrize("estimator", ["forward", "hvp"])
 def test_an_exact_estimator_leaves_a_concave_start(estimator):
   """It sees no loss, and takes the given rate until the line bends up."""
