@@ -103,6 +103,22 @@ def test_a_bad_curvature_leaves_average_and_routing(name):
 
 
 @forms
+def test_an_absurd_curvature_is_believed_the_second_time(name):
+  sound = run(name, [1.0] * 4)
+  carry = (sound[3][0], sound[3][2])
+  once = run(name, [1.0] * 3, [1e9, 1.0, 1.0], carry)
+  assert once[0][2].info.rejected and not once[0][2].info.refreshed
+  assert_same(once[0][2].drift, sound[3][2].drift)
+  assert once[1][2].info.refreshed and not once[1][2].info.rejected
+  twice = run(name, [1.0] * 3, [1e9, 1e9, 1.0], carry)
+  assert twice[1][2].info.refreshed
+  assert optax.tree.norm(twice[1][2].drift.diagonal) > 1e8
+  # A steeper loss is none: a thousand times.
+  steep = run(name, [1.0], [1e3], carry)
+  assert steep[0][2].info.refreshed
+
+
+@forms
 def test_absurd_gradients_leave_what_the_router_knows(name):
   for factor in (1e20, -1e30, 1e-20, 0.0):
     for *_, state in run(name, [1.0, 1.0, 1.0, factor]):

@@ -20,6 +20,8 @@ from gen_optax.oracle.lazy import run_if
 
 States = Literal["run_all", "frozen"]
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
+# A diagonal this many times as large as the last is looked at once more.
+ABSURD = 1e6
 
 # Mixed into the seed, so that no other kind of stage draws the same numbers.
 _SALT = 0xA305
@@ -35,7 +37,8 @@ class AmosInfo(NamedTuple):
     lipschitz_quantiles: of L over the parameters, each counted with its group's
       L, at 10, 50, 90 and 99 %: shape (4,). Zero before the second Hessian.
     refreshed: whether this call was a Hessian time.
-    rejected: whether it should have been one, and something was not finite.
+    rejected: whether it should have been one, and something was not finite, or
+      the diagonal a million times as large as the last, for the first time.
     skipped: whether a step was withheld, because the gradient or what an
       optimizer made of it was not finite.
   """
@@ -173,7 +176,8 @@ def amos_router(
   alone is gathered at Hessian times, and its choices, int8, on every call.
 
   A gradient that is not finite is withheld from all optimizers. For one that is
-  finite and absurd, wrap the router in `gen_optax.skip_implausible`.
+  finite and absurd, wrap the router in `gen_optax.skip_implausible`. A diagonal
+  that is not finite or absurd is refused, and the next call looks again.
 
   The paper's settings: `gen_optax.amos.PAPER`.
 
@@ -265,6 +269,10 @@ def amos_router(
       new = observe(drift, at, now, before, ema, eps)
       found = lipschitz(new, bias_correction)
       sound = trees.is_finite((now, new.average))
+      usual = trees.largest(drift.diagonal, dtype)
+      absurd = (usual > 0) & (trees.largest(now, dtype) > ABSURD * usual)
+      # Where the last look was refused too, the curvature has changed indeed.
+      sound &= ~absurd | state.pending
       new_choice, quantiles = _route(gradient, new, found, rule_key, count)
       shares = _shares(at, new_choice, groups, len(members), dtype)
       new_info = AmosInfo(*shares, quantiles, sound, ~sound, info.skipped)
