@@ -191,7 +191,10 @@ def judge(history) -> Verdict:
   second, last = slice(TIMES // 4, TIMES // 2), slice(3 * TIMES // 4, TIMES)
   growth = {}
   for name, norms in history.items():
-    if name == "test loss" or not np.isfinite(norms).all():
+    # GeN's path is a sum over all steps, and is read as 1 / sqrt(path).
+    if name == "test loss" or name.endswith(".path"):
+      continue
+    if not np.isfinite(norms).all():
       continue
     before = np.quantile(norms[second], 0.9)
     after = np.quantile(norms[last], 0.1)
