@@ -38,7 +38,7 @@ def test_trains_a_network(name):
   assert jnp.all(jnp.diff(losses) <= 1e-6 * losses[0])
 
 
-def test_a_handed_over_value_saves_an_evaluation_and_nothing_else():
+def test_a_handed_over_value_saves_an_evaluation_and_nothing_else(x64):
   tx = gen_optax.elmo_dense()
   params = initial_params()
   value, gradient = jax.value_and_grad(loss_fn)(params)
@@ -48,7 +48,9 @@ def test_a_handed_over_value_saves_an_evaluation_and_nothing_else():
     )
   )()
   (left, with_value), (right, without) = update(value=value), update()
-  jax.tree.map(np.testing.assert_array_equal, left, right)
+  # Two programs, rounded in two ways.
+  same = functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12)
+  jax.tree.map(same, left, right)
   spent = lambda state: int(state[0].info.evaluations)
   assert spent(without) == spent(with_value) + 1
 

@@ -176,8 +176,13 @@ def test_a_fall_without_bound_is_no_invitation(options):
   for k in range(7):
     w, state, length = step(w, state, float(k == 6))
     lengths.append(length)
+    if k < 6:  # steps that grow are the usual ones at once
+      np.testing.assert_allclose(state.length, length, rtol=1e-6)
   assert state.info.accepted and state.info.rejections > 0
   assert max(lengths[:-1]) < lengths[-1] <= 5 * max(lengths[:-1])
+  assert state.length == 0  # the next is free
+  w, state, length = step(w, state, 0.0)
+  np.testing.assert_allclose(state.length, length, rtol=1e-6)
 
 
 def test_too_many_parameters_for_the_dense_form():

@@ -32,6 +32,7 @@ NARROW_AND_WIDE = [
 UNBOUNDED = ("loss straight, without bound", "loss concave, without bound")
 DOWNWARD = ("loss straight, Hv zero", "loss concave", *UNBOUNDED)
 TINY = ("gradient times 1e-20", "loss and gradient times 1e-20")
+STEEP = ("Hv times 1e20", "loss and gradient times 1e20")
 FEW = 10
 
 
@@ -39,17 +40,19 @@ def is_a_limit(name, kind, step, dtype):
   """What is not promised: the run goes on, but may not be back in 20 steps."""
   # The first step has nothing to be compared with, and goes where the closure
   # says that the loss is low, however far.
-  if step == 0 and kind in DOWNWARD:
+  if step == 0 and kind in DOWNWARD and name.startswith("elmo"):
     return True
   # So does GeN, tenfold, while it has few fits to compare with.
-  if not name.startswith("elmo") and kind in UNBOUNDED and step < FEW:
+  if kind in UNBOUNDED and step < FEW and "gen" in name.lower():
     return True
   # In float32 the squares of a tiny gradient are zero, and it does not count.
   if step == 0 and kind in TINY:
     return dtype == "float64"
-  # An exact estimator does not look at the loss: it climbs by ten a step.
+  # An exact estimator does not look at the loss: it climbs by ten a step. In
+  # float16 Sophia keeps a first curvature that is absurd.
   exact = name in ("gen_sgd, forward", "gen_sgd, hvp")
-  return step == 0 and exact and kind == "Hv times 1e20"
+  sophia = "amos" in name and dtype == "float16"
+  return step == 0 and (exact or sophia) and kind in STEEP
 
 
 NO_GRADIENT = [
@@ -90,7 +93,7 @@ def check(name, dtype, each, first):
   # A step of five usual lengths where the closure fell and the loss does not:
   # one run of ELMO in a hundred is not back after 20 steps.
   misled = lost & np.isin(names, DOWNWARD) & name.startswith("elmo")
-  assert misled.sum() <= max(2, np.isin(names, DOWNWARD).sum() / 25)
+  assert misled.sum() <= max(2, np.isin(names, DOWNWARD).sum() / 50)
   wrong = lost & ~misled
   # Who goes tenfold too far leaves the range of float16.
   range_left = np.array(known) & (dtype == "float16")
@@ -157,9 +160,6 @@ def struck(name):
 )
 def test_any_fault_at_any_step(name, kind, step, exponent, leaf, entry, seed):
   """A class, and a gradient of any length on top of it."""
-  # Ten to a hundred usual lengths may pass the guard: Adam remembers them for
-  # more than 20 steps.
-  hypothesis.assume(not 0.5 < exponent < 3)
   fault = faults.CLASSES[kind]
   fault = fault._replace(scale=fault.scale * 10.0**exponent)
   draw = faults.Draw(fault, step, leaf, entry, seed)

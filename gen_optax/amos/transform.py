@@ -38,7 +38,7 @@ class AmosInfo(NamedTuple):
       L, at 10, 50, 90 and 99 %: shape (4,). Zero before the second Hessian.
     refreshed: whether this call was a Hessian time.
     rejected: whether it should have been one, and something was not finite, or
-      the diagonal a million times as large as the last, for the first time.
+      the diagonal a million times as large as the last.
     skipped: whether a step was withheld, because the gradient or what an
       optimizer made of it was not finite.
   """
@@ -177,7 +177,8 @@ def amos_router(
 
   A gradient that is not finite is withheld from all optimizers. For one that is
   finite and absurd, wrap the router in `gen_optax.skip_implausible`. A diagonal
-  that is not finite or absurd is refused, and the next call looks again.
+  that is not finite, or a million times as large as the last, is refused, and
+  the next call looks again; where the last look was refused, size is no reason.
 
   The paper's settings: `gen_optax.amos.PAPER`.
 

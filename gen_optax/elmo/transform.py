@@ -112,8 +112,9 @@ def scale_by_elmo(
   tries its step: where the loss falls by less than a tenth of what the model
   promises, or the step is five times as long as those before it, sigma is
   raised, two- to eightfold, and the step tried anew; above nine tenths sigma is
-  halved. With the default oracle sigma is all there is: an adaptive cubic
-  regularisation that treats eigenspaces apart.
+  halved. Behind a step that was cut for its length the next is free: two in a
+  row are believed. With the default oracle sigma is all there is: an adaptive
+  cubic regularisation that treats eigenspaces apart.
 
   On a ridge or a saddle, where negative curvature has no slope, the step has a
   length and no side: see `saddle_sign`.

@@ -125,7 +125,7 @@ def run(
     before: the loss at the parameters.
     start: from `no_trial`.
     pending: whether to try at all.
-    usual: from `usual_length`, zero before the first step.
+    usual: from `usual_length`, zero where it is not known.
     saddle_sign: "probe" tries the sides of a saddle in turn.
     max_step: the largest norm of a step, or None.
     tries: how many rejections are too many.

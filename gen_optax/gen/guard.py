@@ -59,7 +59,7 @@ def skip_implausible(
     The protected optimizer.
 
   Raises:
-    Nothing; what `inner` raises passes.
+    ValueError: `inner` makes floats of integer leaves. What it raises passes.
 
   Cost: one pass over the gradient. A refused step runs nothing of `inner`. On a
   mesh: an all-reduce of one scalar for each sharded leaf.

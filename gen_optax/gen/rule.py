@@ -195,30 +195,32 @@ def average_and_divide(
 ):
   """The default rule: average slope and curvature apart, then divide.
 
-      B <- smoothing B + (1 - smoothing) b,   A likewise,
-      b' = clip(F, clip(r A, B / 10, B), B)
+      B <- smoothing B + (1 - smoothing) s b,   C <- the same of A,
+        with s = min(1, m / w), w the fit's `influence`, and m
+          the weight of the averages (1 at first)   if A < 0,
+          10                                        if w is above a million,
+          1000                                      else,
+      b' = clip(F, clip(r C, B / 10, B), B)
         with F the average slope on fresh data and r the `distance_rate`,
-      rate <- clip(b' / A, rate / 10, 10 rate)   if b' > 0 and A > 0,
-              10 rate                            if b' > 0 and A <= 0,
-              rate                               if b' <= 0.
+      rate <- clip(x, rate / 10, 10 rate)   if b' > 0, and stays if not,
+        with x = b' / C if C > 0, else b / A if A > 0, else infinite.
 
-  Where the average A <= 0 and this line's own is positive, this line's optimum
-  stands in for B / A: ten times a rate that already overshoots, step after
-  step, leads beyond the reach of any average.
+  Ten times a rate that already overshoots, step after step, leads beyond the
+  reach of any average: so this line's optimum where it has one.
 
   Algorithm 1 averages the ratios b / A. Late in training most batches are easy
   and have A near 0, their ratios dominate the mean, and the rate explodes; here
-  the rare hard batches dominate A. b is measured on the batch that made the
+  the rare hard batches dominate C. b is measured on the batch that made the
   direction and is too large by that batch's noise; F is not. F alone would be
   too small: the rate that is best for the next step is not for the next
-  thousand. So it never brings the rate below r, within what B / A allows.
+  thousand. So it never brings the rate below r, within what B / C allows.
 
   Args:
     fit: a finite fit at `rate`.
     averages: the averages before it; their `fresh_slope` includes this batch,
       and their `reach` this point.
     rate: the rate that the fit probed.
-    smoothing: averaging constant of B and A, in [0, 1).
+    smoothing: averaging constant of B and C, in [0, 1).
 
   Returns:
     `(rate, averages, accepted)`.
@@ -227,9 +229,9 @@ def average_and_divide(
   weight = influence(fit.slope, fit.curvature, before, rate)
   # A line that bends down promises more the longer it is: it weighs no more
   # than what is known does, or it turns young averages over and the rate grows
-  # step by step. One that weighs a thousand times the heaviest is no line of
-  # this loss.
-  most = jnp.where(weight > MAX_INFLUENCE**2, 1.0, MAX_INFLUENCE)
+  # step by step. One that weighs a thousand times the heaviest is hardly a line
+  # of this loss; if it is, the averages nearly double with each.
+  most = jnp.where(weight > MAX_INFLUENCE**2, MAX_RATIO, MAX_INFLUENCE)
   known = jnp.where(before.weight > 0, before.weight, 1.0)
   most = jnp.where(fit.curvature < 0, known, most)
   share = most / jnp.maximum(weight, most)

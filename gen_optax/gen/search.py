@@ -75,7 +75,7 @@ def fit_or_search(
     found = found & searching
     stop = ~searching | hopeless | (trial.trials >= MAX_TRIALS)
     if exact:
-      stop |= fit.curvature <= 0
+      stop |= ~fit.finite | (fit.curvature <= 0)
     next_trial = Trial(
       rate=jnp.where(stop, trial.rate, next_rate),
       low=low,

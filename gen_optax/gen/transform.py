@@ -89,9 +89,10 @@ def scale_by_gen(
   `dense_start` steps fit every time, since momentum grows the update by an
   order of magnitude there. A line far from the averages (`rule.is_wild`) is
   searched for a rate of its own, for this step alone, and counts for at most a
-  thousand average ones. An exact estimator takes steps of `learning_rate` until
-  it meets a line that bends up. A step whose numbers are not finite, or on
-  whose wild line no rate lowers the loss, is withheld.
+  thousand average ones, or ten where it claims a million. An exact estimator
+  takes steps of `learning_rate` until it meets a line that bends up. A step
+  whose numbers are not finite, or on whose wild line no rate lowers the loss,
+  is withheld.
 
   Momentum-free optimizers (SGD, RMSProp) are the weak spot: the greedy rate is
   far below their best constant one. Prefer momentum or Adam.
@@ -278,7 +279,7 @@ def scale_by_gen(
     # The fresh slope reads the last step that was taken.
     previous_update, previous_bend = state.previous_update, state.previous_bend
     if fresh_slope:
-      met = jnp.where(fitted, fit.curvature, rule.mean_curvature(averages))
+      met = jnp.where(due, fit.curvature, rule.mean_curvature(averages))
       previous_bend = jnp.where(taken, emitted * met, previous_bend)
       previous_update = jax.tree.map(
         lambda u, last: jnp.where(taken, u.astype(last.dtype), last),
