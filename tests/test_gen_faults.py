@@ -125,6 +125,17 @@ def test_a_loss_that_grows_for_good_is_learnt():
   assert not any(wild[:60]) and wild[60] and not any(wild[90:])
 
 
+@pytest.mark.parametrize("halve", [False, True])
+def test_what_a_late_search_finds_it_goes_to(halve):
+  yes, one = jnp.ones((), bool), jnp.ones(())
+  fit = LineFit(one, one / 1.5, 1.5 * one, one, yes)
+  rate, *_, found, _ = rule.search_step(fit, one, 0.1, 100.0, halve)
+  assert found and rate == 1.5
+  fit = fit._replace(curvature=one / 9, optimum=9 * one)
+  rate, *_, found, _ = rule.search_step(fit, one, 0.1, 100.0, halve)
+  assert not found and rate == (10.0 if halve else 9.0)
+
+
 @pytest.mark.parametrize("estimator", ["forward", "hvp"])
 def test_an_exact_estimator_leaves_a_concave_start(estimator):
   """It sees no loss, and takes the given rate until the line bends up."""

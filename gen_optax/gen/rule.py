@@ -130,8 +130,8 @@ def search_step(fit: LineFit, rate, low, high, halve=False):
     rate: the trial rate.
     low: the largest rate known to be too short, zero before the first.
     high: the smallest rate known to be too long, infinite before the first.
-    halve: whether to go to the middle of a bracket that has two ends; optima
-      may jump between points near them.
+    halve: whether to go to the middle of a bracket that has two ends, where
+      nothing is found; optima may jump between points near them.
 
   Returns:
     `(next_rate, low, high, found, hopeless)`: found where the optimum lies
@@ -150,7 +150,8 @@ def search_step(fit: LineFit, rate, low, high, halve=False):
   low = jnp.where(ratio > 2.0, rate, low)
   high = jnp.where(ratio < LEAST_RATIO, rate, high)
   proposal = rate * jnp.clip(ratio, 1 / MAX_RATIO, MAX_RATIO)
-  inside = (low < proposal) & (proposal < high) & ~(halve & (low > 0))
+  inside = (low < proposal) & (proposal < high)
+  inside = inside & ~(halve & (low > 0) & ~found)
   # sqrt(low) sqrt(high): their product may leave float32.
   middle = jnp.sqrt(low) * jnp.sqrt(high)
   proposal = jnp.where(inside | ~jnp.isfinite(middle), proposal, middle)

@@ -17,7 +17,7 @@ def _adam(dtype: str):
 
 
 def _pair(dtype: str):
-  # At 0.02 Sophia's signs swing: one healthy run in a thousand does not descend.
+  # At 0.02 Sophia swings: one healthy run in a thousand does not descend.
   return [optax.sgd(0.1), amos.sophia(0.01, eps=_eps(dtype))]
 
 
