@@ -72,13 +72,15 @@ LOOKS_DOWNHILL = (
 )
 
 
-def must_withhold(name, kind):
+def must_withhold(name, kind, dtype):
   """No stage steps along what is no gradient; who asks the loss, without it."""
   if kind in NO_GRADIENT:
     return True
   asks = name.startswith(("gen", "psgd xmat, then GeN", "elmo"))
   # Moments may point uphill, and exact estimators look at the point alone.
   ahead = name.startswith("elmo") or name in LOOKS_DOWNHILL
+  # In float16 a gradient may be too small to tell the closure where ahead is.
+  ahead = ahead and dtype != "float16"
   return (asks and kind in NO_LOSS) or (ahead and kind in NO_LOSS_AHEAD)
 
 
@@ -91,16 +93,19 @@ def check(name, dtype, each, first):
   ]
   lost = ~outcome.recovered & ~np.array(known)
   # A step of five usual lengths where the closure fell and the loss does not:
-  # one run of ELMO in a hundred is not back after 20 steps.
-  misled = lost & np.isin(names, DOWNWARD) & name.startswith("elmo")
-  assert misled.sum() <= max(2, np.isin(names, DOWNWARD).sum() / 50)
+  # one run of ELMO in a hundred is not back after 20 steps. In float16 Adam's
+  # loss spikes now and then without a fault.
+  downward = np.isin(names, DOWNWARD)
+  spikes = dtype == "float16" and name.startswith("gen_adam")
+  misled = lost & (downward & name.startswith("elmo") | spikes)
+  assert misled.sum() <= max(2, downward.sum() / 50)
   wrong = lost & ~misled
   # Who goes tenfold too far leaves the range of float16.
   range_left = np.array(known) & (dtype == "float16")
   wrong |= ~(outcome.params_finite & outcome.state_finite) & ~range_left
   wrong |= outcome.silent & np.isin(names, faults.SPOKEN_OF)
   refused = outcome.withheld & outcome.named
-  wrong |= ~refused & [must_withhold(name, kind) for kind in names]
+  wrong |= ~refused & [must_withhold(name, kind, dtype) for kind in names]
   lines = [
     (names[k], int(draw.step[k]), *(bool(field[k]) for field in outcome))
     for k in np.flatnonzero(wrong)
