@@ -112,16 +112,15 @@ def by_class(tables) -> str:
   return report.table(["survived, %", "ours", "unguarded", *others], rows)
 
 
-def losses(table) -> list[str]:
-  """Every class that any of ours does not survive whole."""
+def losses(tables) -> list[str]:
+  """Every class that any of ours does not survive whole, by precision."""
   found = []
-  for name, records in table.items():
+  for name, records in tables["ours"].items():
     for kind in faults.CLASSES:
-      for field, count in (("lost", "faults"), ("first_lost", "first")):
-        lost, of = (total(records, k, [kind]) for k in (field, count))
-        if lost:
-          where = "" if field == "lost" else " at the first step"
-          found.append(f"{name}: {kind}{where}: {lost} of {of}")
+      for field, where in (("lost", ""), ("first_lost", " at the first step")):
+        for dtype, record in zip(tables["dtypes"], records, strict=True):
+          if lost := total([record], field, [kind]):
+            found.append(f"{name}, {dtype}: {kind}{where}: {lost} lost")
   return found
 
 
@@ -178,7 +177,7 @@ def main():
     print("\n" + by_method(group, tables[group]))
   print("\n" + by_class(tables))
   for title, lines in (
-    ("Not survived by ours", losses(tables["ours"])),
+    ("Not survived by ours", losses(tables)),
     ("Behind others", behind(tables)),
   ):
     print(f"\n{title}: {len(lines) or 'nothing'}", *lines, sep="\n  ")

@@ -185,6 +185,66 @@ def test_a_fall_without_bound_is_no_invitation(options):
   np.testing.assert_allclose(state.length, length, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+  "tx",
+  [
+    gen_optax.elmo_dense(),
+    gen_optax.elmo_dense(lipschitz="drift", every=3),
+    gen_optax.elmo_lanczos(top=1, bottom=1),
+  ],
+)
+def test_a_step_that_the_loss_belies_is_taken_back(tx):
+  """Once, to where it came from; then the run goes on as it did."""
+
+  # A long valley.
+  sound = lambda w: jnp.sqrt(1 + (w[0] - 30.0) ** 2) + 500 * jnp.sum(w[1:] ** 2)
+
+  @jax.jit
+  def step(w, state, lie):
+    def value_fn(p):
+      fall = jnp.sum(p - w) - 50 * jnp.sum((p - w) ** 2)
+      return sound(p) * (1 - lie) + (sound(w) + fall) * lie
+
+    value, gradient = jax.value_and_grad(value_fn)(w)
+    updates, state = tx.update(
+      gradient, state, w, value=value, value_fn=value_fn
+    )
+    return optax.apply_updates(w, updates), state
+
+  w = jnp.zeros(3)
+  path, state = [w], tx.init(w)
+  for k in range(9):
+    w, state = step(w, state, float(k == 3))
+    path.append(w)
+    info = state[0].info
+    assert bool(info.belied) == (k == 4) and bool(info.accepted) == (k != 4), k
+  values = [float(sound(w)) for w in path]
+  assert values[4] > 100 > values[3]
+  np.testing.assert_allclose(path[5], path[3], rtol=1e-6, atol=1e-6)
+  assert values[9] < values[6] < values[3]
+
+
+def test_noise_takes_no_step_back():
+  """Only the oddest batches in thousands do."""
+  tx = gen_optax.elmo_dense()
+
+  def step(carry, key):
+    w, state = carry
+    at = 0.3 * jax.random.normal(key, w.shape)
+    loss = lambda w: jnp.sum(jnp.arange(1.0, 4.0) * (w - at) ** 2)
+    value, gradient = jax.value_and_grad(loss)(w)
+    updates, state = tx.update(gradient, state, w, value=value, value_fn=loss)
+    return (optax.apply_updates(w, updates), state), state[0].info
+
+  def run(key):
+    w = jnp.full(3, 5.0)
+    return jax.lax.scan(step, (w, tx.init(w)), jax.random.split(key, 300))[1]
+
+  info = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 10))
+  assert np.all(info.accepted | info.belied)
+  assert np.sum(info.belied) <= 3
+
+
 def test_too_many_parameters_for_the_dense_form():
   tx = gen_optax.scale_by_elmo()
   with pytest.raises(ValueError, match="at most 2000.*2001.*subspace"):

@@ -93,6 +93,7 @@ def test_a_search_that_would_jump_from_end_to_end():
     pending=yes,
     searching=yes,
     wild=no,
+    exact=False,
   )
   assert trial.found and 0.01 < trial.rate < 0.04
 
@@ -123,6 +124,36 @@ def test_a_loss_that_grows_for_good_is_learnt():
     wild.append(bool(rule.is_wild(fit(x), averages, rate)))
     rate, averages, _ = rule.average_and_divide(fit(x), averages, rate, 0.9)
   assert not any(wild[:60]) and wild[60] and not any(wild[90:])
+
+
+def test_updates_that_grow_for_good_are_fitted_lazily_again():
+  """3000 times as long from step 40 on: suspect, and then the usual ones."""
+  grow = lambda t: jnp.where(t < 40, -1.0, -3000.0)
+  tx = optax.chain(
+    optax.scale_by_schedule(grow), gen_optax.scale_by_gen(every=8)
+  )
+  # A gradient that stays: its path is what a fit adds to.
+  loss = lambda w: jnp.sum(jnp.sqrt(1 + w**2))
+  w, wild = jnp.array([1e6, -2e6]), []
+  state = tx.init(w)
+  for _ in range(120):
+    w, state, _ = step(tx, loss, w, state)
+    inner = gen_state(state)
+    wild.append(bool(inner.info.skipped) or not bool(inner.follows))
+  size = float(inner.averages.size)
+  assert any(wild[40:60]) and not any(wild[100:])
+  np.testing.assert_allclose(size, 2 * 3000.0**2, rtol=0.5)
+
+
+def test_a_wild_update_counts_ten_in_the_size_and_nothing_in_the_path():
+  averages = rule.no_averages(jnp.float32)
+  usual = averages._replace(size=jnp.float32(2.0), path=jnp.float32(7.0))
+  wild, tame = (
+    rule.average_size(usual, jnp.float32(1e20), jnp.asarray(is_wild), 0.9)
+    for is_wild in (True, False)
+  )
+  np.testing.assert_allclose(wild.size, 0.9 * 2 + 0.1 * 20, rtol=1e-6)
+  assert wild.path == 7 and tame.path > 1e19
 
 
 @pytest.mark.parametrize("halve", [False, True])

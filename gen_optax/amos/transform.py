@@ -13,7 +13,7 @@ from gen_optax.amos import threshold as thresholds
 from gen_optax.amos.drift import Drift, lipschitz, no_drift, observe
 from gen_optax.amos.granularity import make_granularity
 from gen_optax.oracle import trees
-from gen_optax.oracle.checks import is_known, require_real_leaves
+from gen_optax.oracle.checks import is_known, require_leaves
 from gen_optax.oracle.closures import require
 from gen_optax.oracle.hessian import widen
 from gen_optax.oracle.lazy import run_if
@@ -215,7 +215,7 @@ def amos_router(
   last = len(members) - 1
 
   def init_fn(params):
-    require_real_leaves("amos_router", params)
+    require_leaves("amos_router", params)
     wide = widen(params)
     choice = jax.tree.map(
       lambda group: jnp.full_like(group, last, dtype=thresholds.CHOICE),

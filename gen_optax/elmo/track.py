@@ -10,7 +10,7 @@ from gen_optax.elmo import step
 from gen_optax.elmo.oracles import Lipschitz, make_oracle
 from gen_optax.elmo.spectrum import Spectrum, extreme_spectrum, no_spectrum
 from gen_optax.oracle import trees
-from gen_optax.oracle.checks import is_known, require_real_leaves
+from gen_optax.oracle.checks import is_known, require_leaves
 from gen_optax.oracle.closures import require
 from gen_optax.oracle.hessian import widen
 from gen_optax.oracle.lanczos import basis_sizes
@@ -90,7 +90,7 @@ def track_lipschitz(
     raise ValueError(f"every must be an integer, at least 1, got {every!r}.")
 
   def init_fn(params):
-    require_real_leaves("track_lipschitz", params)
+    require_leaves("track_lipschitz", params)
     params = widen(params)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     top, bottom, _ = basis_sizes(*subspace, order, size)

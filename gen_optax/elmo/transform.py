@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax.elmo import step, trials
+from gen_optax.elmo import retreat, step, trials
 from gen_optax.elmo.local import find_local, with_optimizer, with_rest
 from gen_optax.elmo.oracles import Lipschitz, is_constant, make_oracle
 from gen_optax.elmo.spectrum import (
@@ -19,7 +19,7 @@ from gen_optax.elmo.spectrum import (
 from gen_optax.oracle import line, trees
 from gen_optax.oracle.checks import (
   is_known,
-  require_real_leaves,
+  require_leaves,
   take_optimizer,
 )
 from gen_optax.oracle.closures import require, require_scalar
@@ -37,10 +37,11 @@ class ElmoInfo(NamedTuple):
     eigenvalues: those that the step used, shape (k,), in the order of
       `Spectrum`; 0 where a pair has not converged.
     lipschitz: the Lipschitz parameters of the last trial without sigma.
-    accepted: whether a step was taken.
+    accepted: whether a step was taken, other than back.
     ratio: actual over predicted decrease of the last trial, 1 where both drown
       in rounding; 0 without the safeguard.
     rejections: trials that failed in this update.
+    belied: whether the loss had risen so far that the last step was undone.
     evaluations: of the loss in this update, the oracle's included, derivatives
       not.
   """
@@ -50,6 +51,7 @@ class ElmoInfo(NamedTuple):
   accepted: jax.Array
   ratio: jax.Array
   rejections: jax.Array
+  belied: jax.Array
   evaluations: jax.Array
 
 
@@ -60,6 +62,7 @@ class ScaleByElmoState(NamedTuple):
     count: number of calls, int32.
     sigma: what is added to every Lipschitz parameter.
     length: how long steps have lately been; zero where that is not known.
+    last: where the last step came from; None without the safeguard.
     spectrum: the eigenpairs. In the dense form with `every=1` its vectors are
       None.
     known: whether there are eigenpairs.
@@ -72,6 +75,7 @@ class ScaleByElmoState(NamedTuple):
   count: jax.Array
   sigma: jax.Array
   length: jax.Array
+  last: retreat.Last | None
   spectrum: Spectrum
   known: jax.Array
   lipschitz: jax.Array
@@ -113,7 +117,9 @@ def scale_by_elmo(
   promises, or the step is five times as long as those before it, sigma is
   raised, two- to eightfold, and the step tried anew; above nine tenths sigma is
   halved. Behind a step that was cut for its length the next is free: two in a
-  row are believed. With the default oracle sigma is all there is: an adaptive
+  row are believed. And a loss that has risen by ten times what it usually changes
+  belies the step that led there: the update then undoes it, once, without a
+  trial. With the default oracle sigma is all there is: an adaptive
   cubic regularisation that treats eigenspaces apart.
 
   On a ridge or a saddle, where negative curvature has no slope, the step has a
@@ -165,7 +171,7 @@ def scale_by_elmo(
   Cost: on every `every`-th step, dense: n Hessian-vector products, one
   eigendecomposition, n^2 numbers; in a subspace `order` products, one after the
   other, and `order` copies of the parameters while they run, of which top +
-  bottom are kept. On every step one evaluation of the loss for each trial.
+  bottom are kept, and the last step's start. On every step one evaluation of the loss for each trial.
 
   On a mesh, in a subspace: what the products and trials send, and nothing else
   where parameters are replicated; where they are sharded, besides, about
@@ -204,7 +210,7 @@ def scale_by_elmo(
     complement = take_optimizer("complement", complement)
 
   def init_fn(params):
-    require_real_leaves("scale_by_elmo", params)
+    require_leaves("scale_by_elmo", params)
     if dense:
       params = _one_vector(params)[0]
     params = widen(params)
@@ -221,12 +227,15 @@ def scale_by_elmo(
       count=zero(),
       sigma=jnp.array(sigma, dtype),
       length=number(),
+      last=retreat.no_step(params, dtype) if safeguarded else None,
       spectrum=spectrum,
       known=no(),
       lipschitz=column(),
       oracle=oracle.init(params, k),
       complement=None if complement is None else complement.init(params),
-      info=ElmoInfo(column(), column(), no(), number(), zero(), zero()),
+      info=ElmoInfo(
+        *(column(), column(), no(), number(), zero(), no(), zero())
+      ),
     )
 
   def _pairs(params) -> int:
@@ -305,15 +314,22 @@ def scale_by_elmo(
       own = jnp.max(jnp.asarray(lipschitz, dtype)) if fixed else 0
       local = with_rest(local, spectrum.rest, own)
     trial = trials.no_trial(local, state.sigma, evaluations)
+    belied = jnp.zeros((), bool)
     if safeguarded:
+      belied = healthy & retreat.is_belied(state.last, value)
       trial = trials.run(
-        *(local, value, trial, healthy, state.length),
+        *(local, value, trial, healthy & ~belied, state.length),
         *(saddle_sign, max_step, max_rejections),
       )
     else:
       trial = trials.only(local, trial, healthy, saddle_sign, max_step)
     factor = trial.accepted.astype(dtype)
     move = trees.scale(local.move(trial.moves, trial.scale), factor)
+    last = None
+    if safeguarded:
+      back = jax.tree.map(jnp.subtract, state.last.params, params)
+      move = trees.select(belied, back, move)
+      last = retreat.remember(state.last, params, value, trial.accepted)
     kept = None
     if complement is not None:
       kept = trees.select(trial.accepted, after_complement, state.complement)
@@ -323,6 +339,7 @@ def scale_by_elmo(
       count=trees.increment(state.count),
       sigma=trial.sigma,
       length=trials.usual_length(state.length, local, trial),
+      last=last,
       spectrum=spectrum,
       known=is_complete,
       lipschitz=lip,
@@ -334,6 +351,7 @@ def scale_by_elmo(
         accepted=trial.accepted,
         ratio=trial.ratio,
         rejections=trial.rejections,
+        belied=belied,
         evaluations=trial.evaluations,
       ),
     )

@@ -80,16 +80,15 @@ def propose(local: Local, sigma, scale, saddle_sign, max_step):
   if saddle_sign != "zero":
     escape = step.escapes(*arguments, local.length, local.used)
   if max_step is not None:
-    other = scale * local.other_size
-    square = jnp.sum(moves**2) + jnp.sum(escape**2) + other**2
+    size = length(local, jnp.stack([moves, escape]), scale)
     limit = jnp.asarray(max_step, moves.dtype)
-    shrink = jnp.minimum(1, limit / jnp.sqrt(jnp.where(square > 0, square, 1)))
+    shrink = jnp.minimum(1, limit / jnp.where(size > 0, size, 1))
     moves, escape, scale = shrink * moves, shrink * escape, shrink * scale
   return moves, escape, scale, lipschitz
 
 
 def length(local: Local, moves, scale) -> jax.Array:
-  """The norm of a step."""
+  """The norm of a step, of these coordinates and `scale` of the other's."""
   other = scale * local.other_size
   return jnp.sqrt(jnp.sum(moves**2) + other**2)
 
@@ -143,9 +142,12 @@ def run(
       local, trial.sigma, trial.scale, saddle_sign, max_step
     )
     moves = moves + trial.side * escape
-    after = loss_at(local, moves, scale)
     far = length(local, moves, scale) > longest
-    after = jnp.where(far, jnp.nan, after)
+    after = run_if(
+      ~far,
+      lambda _: loss_at(local, moves, scale).astype(before.dtype),
+      jnp.full_like(before, jnp.nan),
+    )
     arguments = (local.same, moves, local.slopes, local.values)
     change = step.predicted_change(*arguments, lipschitz)
     foreseen = step.predicted_change(*arguments, local.lipschitz)
@@ -173,7 +175,7 @@ def run(
       ratio=ratio,
       accepted=accepted,
       rejections=rejections,
-      evaluations=trial.evaluations + 1,
+      evaluations=trial.evaluations + ~far,
       cut=trial.cut | far,
     )
     return ~accepted & (rejections <= tries), following

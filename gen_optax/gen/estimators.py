@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from gen_optax.gen import fit as fits
 from gen_optax.oracle import hessian, line, trees
-from gen_optax.oracle.checks import require_inexact_leaves
+from gen_optax.oracle.checks import require_leaves
 
 Estimator = Literal["known_slope", "fit", "forward", "hvp"]
 Estimate = Callable[..., fits.LineFit]
@@ -93,7 +93,7 @@ def _fitted(probes, degree, evaluate, known_slope, rounding) -> Estimate:
 def _exact(derivatives) -> Estimate:
   def estimate(value_fn, params, direction, rate, value, slope):
     del value, slope
-    require_inexact_leaves("an exact estimator", params)
+    require_leaves("an exact estimator", params, jnp.inexact)
     # They do not depend on the rate, so the compiler would move them out of the
     # loop and evaluate them on every step.
     params, direction, rate = jax.lax.optimization_barrier(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from gen_optax.oracle import trees
-from gen_optax.oracle.checks import require_inexact_leaves, take_optimizer
+from gen_optax.oracle.checks import require_leaves, take_optimizer
 from gen_optax.oracle.lazy import run_if
 
 SMOOTHING = 0.9
@@ -102,7 +102,7 @@ def skip_implausible(
       found, after = inner.update(gradient, inner_state, params, **arguments)
       # optax turns integers into floats, and a loop does not say where.
       if jax.tree.map(_dtype, found) != jax.tree.map(_dtype, updates):
-        require_inexact_leaves("the optimizer", updates)
+        require_leaves("the optimizer", updates, jnp.inexact)
       return found, after
 
     standing = state.inner_state

@@ -118,7 +118,7 @@ def is_suspect(size, slope, averages: Averages, rate) -> jax.Array:
   return suspect & (averages.size > 0)
 
 
-def search_step(fit: LineFit, rate, low, high, halve=False):
+def search_step(fit: LineFit, rate, low, high, halve):
   """One step of the search for a rate that the line itself supports.
 
   Goes to the parabola's optimum, at most ten times away. Where the line is far
@@ -167,11 +167,18 @@ def average_fresh_slope(averages: Averages, fresh) -> Averages:
   )
 
 
-def average_size(averages: Averages, size, smoothing) -> Averages:
-  """Takes in the squared norm of an update that was taken."""
-  mixed = smoothing * averages.size + (1 - smoothing) * size
+def average_size(averages: Averages, size, wild, smoothing) -> Averages:
+  """Takes in the squared norm of an update that was taken.
+
+  A wild one is no part of the path; of the average it is, ten usual ones at
+  most, or updates that have grown for good would stay suspect for good.
+  """
+  usual = averages.size
+  counted = jnp.minimum(size, MAX_RATIO * usual)
+  mixed = smoothing * usual + (1 - smoothing) * counted
   return averages._replace(
-    size=jnp.where(averages.size > 0, mixed, size), path=averages.path + size
+    size=jnp.where(usual > 0, mixed, size),
+    path=averages.path + jnp.where(wild, 0.0, size),
   )
 
 

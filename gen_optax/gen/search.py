@@ -36,7 +36,7 @@ def fit_or_search(
   pending: jax.Array,
   searching: jax.Array,
   wild: jax.Array,
-  exact: bool = False,
+  exact: bool,
 ) -> tuple[Trial, Any]:
   """Fits once at `rate`, or searches a rate that the line itself supports.
 
@@ -73,7 +73,7 @@ def fit_or_search(
       fit, trial.rate, trial.low, trial.high, halve=late
     )
     found = found & searching
-    stop = ~searching | hopeless | (trial.trials >= MAX_TRIALS)
+    stop = ~searching | hopeless | (trial.trials + 1 >= MAX_TRIALS)
     if exact:
       stop |= ~fit.finite | (fit.curvature <= 0)
     next_trial = Trial(

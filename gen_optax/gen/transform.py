@@ -264,8 +264,8 @@ def scale_by_gen(
     )
     new_averages = trees.select(fitted, new_averages, averages)
     new_averages = trees.select(
-      taken & ~wild,
-      rule.average_size(new_averages, size, smoothing),
+      taken,
+      rule.average_size(new_averages, size, wild, smoothing),
       new_averages,
     )
     failed = ~healthy | (due & ~fit.finite)

@@ -31,24 +31,14 @@ def check_not_negative(**numbers):
       )
 
 
-def require_inexact_leaves(stage: str, tree):
-  """Raises `ValueError` for a leaf that cannot be differentiated."""
+def require_leaves(stage: str, tree, kind=jnp.floating):
+  """Raises `ValueError` for a leaf whose dtype is not of `kind`."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+    if not jnp.issubdtype(leaf.dtype, kind):
+      remedy = "give it to optax.set_to_zero by optax.partition"
+      if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        remedy = "split it by optax.contrib.split_real_and_imaginary"
       raise ValueError(
-        f"{stage} takes floating leaves; there is {leaf.dtype} at "
-        f"{jax.tree_util.keystr(path)}. Keep it out of the parameters, or give "
-        "it to optax.set_to_zero by optax.partition."
-      )
-
-
-def require_real_leaves(stage: str, params):
-  """Raises `ValueError` for a leaf that is not real and floating."""
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-      raise ValueError(
-        f"{stage} preconditions real floating leaves; the parameters have "
-        f"{leaf.dtype} at {jax.tree_util.keystr(path)}. Split them by "
-        "optax.partition, complex ones by optax.contrib."
-        "split_real_and_imaginary."
+        f"{stage} takes {kind.__name__} leaves; there is {leaf.dtype} at "
+        f"{jax.tree_util.keystr(path)}: {remedy}."
       )

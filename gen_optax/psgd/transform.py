@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gen_optax.oracle import trees
-from gen_optax.oracle.checks import is_known, require_real_leaves
+from gen_optax.oracle.checks import is_known, require_leaves
 from gen_optax.oracle.closures import require
 from gen_optax.oracle.hessian import widen
 from gen_optax.oracle.lazy import run_if
@@ -189,7 +189,7 @@ def scale_by_psgd(
   )
 
   def init_fn(params):
-    require_real_leaves("scale_by_psgd", params)
+    require_leaves("scale_by_psgd", params)
     dtype = trees.scalar_dtype(params)
     init_key, _ = _keys(seed)
     q = preconditioner.init(params, init_key)

@@ -1,7 +1,8 @@
 """psgd_jax 0.2.9 beside our preconditioners: its own functions, unchanged.
 
-It does not import with optax 0.2.8: `optax._src.clipping` has moved. It is
-given its old place here; the package itself never sees it.
+It does not import with optax 0.2.8: `optax._src.clipping`, of which it wants
+one function, has moved. A module of that name holds optax's public one here;
+the package itself never sees it.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import functools
 import importlib
 import io
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,9 @@ from gen_optax import psgd
 @functools.cache
 def load() -> SimpleNamespace | None:
   """Its modules `xmat`, `lra` and `affine`; None where it is not installed."""
-  sys.modules.setdefault("optax._src.clipping", optax.transforms._clipping)
+  clipping = ModuleType("optax._src.clipping")
+  clipping.clip_by_global_norm = optax.clip_by_global_norm
+  sys.modules.setdefault(clipping.__name__, clipping)
   names = {
     "xmat": "xmat",
     "lra": "low_rank_approximation",
