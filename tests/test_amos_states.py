@@ -261,6 +261,19 @@ def test_sophia_gets_the_routers_diagonal(states):
   )
 
 
+@pytest.mark.parametrize("size", [1e20, -1e20, 3.0])
+def test_a_diagonal_beyond_a_narrow_float_stays_finite(size):
+  """A float16 of optax's Sophia would average infinities for good."""
+  params = {"w": jnp.ones(3, jnp.float16)}
+  diagonal = {"w": jnp.full(3, size, jnp.float32)}
+  tx = amos.given_diagonal()
+  given, _ = tx.update(
+    params, tx.init(params), params, hessian_diagonal=diagonal
+  )
+  assert given["w"].dtype == jnp.float16
+  np.testing.assert_array_equal(given["w"], np.clip(size, -65504, 65504))
+
+
 def test_sophia_alone_says_what_it_lacks():
   tx = amos.sophia(0.1)
   with pytest.raises(ValueError, match="hessian_diagonal.*amos_router"):

@@ -12,7 +12,7 @@ from running import gen_state, run, step
 
 import gen_optax
 from gen_optax.gen import rule
-from gen_optax.gen.fit import LineFit
+from gen_optax.gen.fit import LineFit, unknown_fit
 from gen_optax.gen.search import fit_or_search
 
 LOSS = lambda w: jnp.sum((w - 3.0) ** 2)
@@ -181,6 +181,47 @@ def test_an_exact_estimator_leaves_a_concave_start(estimator):
   for _ in range(40):
     w, state, _ = step(tx, loss, w, state)
   assert gen_state(state).calibrated and loss(w) < -1.9
+
+
+@pytest.mark.parametrize("estimator", ["forward", "hvp"])
+def test_an_exact_estimator_leaves_an_absurd_start(estimator):
+  """No loss tells that the first curvature was none; the second line does."""
+  tx = gen_optax.gen_sgd(estimator=estimator)
+  state, w = tx.init(jnp.ones(2)), jnp.ones(2)
+
+  @jax.jit
+  def train(w, state, steep):
+    value_fn = lambda p: jnp.sum(jnp.cosh(p) + steep * (p - w) ** 2)
+    value, grad = jax.value_and_grad(value_fn)(w)
+    updates, state = tx.update(
+      grad, state, w, value=value, grad=grad, value_fn=value_fn
+    )
+    return optax.apply_updates(w, updates), state
+
+  for k in range(4):
+    w, state = train(w, state, jnp.where(k == 0, 1e20, 0.0))
+    rate = float(gen_state(state).learning_rate)
+    assert (rate < 1e-15) == (k == 0), k
+  assert jnp.sum(w**2) < 1e-2
+
+
+@pytest.mark.parametrize(
+  "fits, optimum, absurd",
+  [(0, 1e9, False), (1, 1e9, True), (1, 1e3, False), (2, 1e9, False)],
+)
+def test_what_makes_a_first_fit_absurd(fits, optimum, absurd):
+  fit = lambda optimum: unknown_fit(jnp.float32)._replace(
+    slope=jnp.float32(optimum),
+    curvature=jnp.float32(1.0),
+    optimum=jnp.float32(optimum),
+    finite=jnp.asarray(True),
+  )
+  averages = rule.no_averages(jnp.float32)
+  for _ in range(fits):
+    _, averages, _ = rule.average_and_divide(fit(1.0), averages, 1.0, 0.9)
+  assert rule.is_first_absurd(fit(optimum), averages, 1.0, 0.9) == absurd
+  kept = rule.forget_fits(averages._replace(path=jnp.float32(7.0)), True)
+  assert kept.weight == kept.slope == kept.curvature == 0 and kept.path == 7
 
 
 def test_a_wall_beyond_the_minimum():

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from gen_optax.oracle.checks import check_not_negative
@@ -89,8 +91,13 @@ def given_diagonal() -> optax.GradientTransformationExtraArgs:
         "amos_router, which computes one, or pass "
         "tx.update(updates, state, params, hessian_diagonal=diagonal)."
       )
-    # optax mixes it into a state of the parameters' dtypes.
-    return optax.tree.cast_like(hessian_diagonal, params), state
+    return jax.tree.map(_narrowed, hessian_diagonal, params), state
 
   init_fn = lambda params: optax.EmptyState()
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _narrowed(diagonal, param):
+  """As the parameter's dtype, in which optax averages it, and as finite."""
+  limit = jnp.finfo(param.dtype).max.astype(diagonal.dtype)
+  return jnp.clip(diagonal, -limit, limit).astype(param.dtype)

@@ -42,10 +42,12 @@ def no_step(params, dtype) -> Last:
 
 def is_belied(last: Last, value) -> jax.Array:
   """Whether the loss has risen by far more than it usually changes."""
+  size = jnp.abs(last.value)
   # Rounding moves a loss that stands still.
-  usual = last.change + jnp.finfo(value.dtype).eps * jnp.abs(last.value)
-  known = last.taken & (last.change > 0)
-  return known & (value - last.value > MAX_RISE * usual)
+  most = MAX_RISE * (last.change + jnp.finfo(value.dtype).eps * size)
+  # Behind the first step that is not known: twice the loss.
+  most = jnp.where(last.change > 0, most, size)
+  return last.taken & (value - last.value > most)
 
 
 def remember(last: Last, params, value, taken) -> Last:

@@ -117,10 +117,10 @@ def scale_by_elmo(
   promises, or the step is five times as long as those before it, sigma is
   raised, two- to eightfold, and the step tried anew; above nine tenths sigma is
   halved. Behind a step that was cut for its length the next is free: two in a
-  row are believed. And a loss that has risen by ten times what it usually changes
+  row are believed. A loss that has risen by ten times what it usually changes
   belies the step that led there: the update then undoes it, once, without a
-  trial. With the default oracle sigma is all there is: an adaptive
-  cubic regularisation that treats eigenspaces apart.
+  trial. With the default oracle sigma is all there is: an adaptive cubic
+  regularisation that treats eigenspaces apart.
 
   On a ridge or a saddle, where negative curvature has no slope, the step has a
   length and no side: see `saddle_sign`.
@@ -171,7 +171,8 @@ def scale_by_elmo(
   Cost: on every `every`-th step, dense: n Hessian-vector products, one
   eigendecomposition, n^2 numbers; in a subspace `order` products, one after the
   other, and `order` copies of the parameters while they run, of which top +
-  bottom are kept, and the last step's start. On every step one evaluation of the loss for each trial.
+  bottom are kept; and a copy of where the last step started. On every step one
+  evaluation of the loss for each trial.
 
   On a mesh, in a subspace: what the products and trials send, and nothing else
   where parameters are replicated; where they are sharded, besides, about

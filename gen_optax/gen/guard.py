@@ -13,7 +13,8 @@ from gen_optax.oracle.lazy import run_if
 SMOOTHING = 0.9
 # A gradient this many times the running root mean square is refused.
 MAX_LENGTH = 20.0
-# Two in a row this many times shorter: what came before was no gradient.
+# Two in a row this many times shorter: what came before was no gradient. Nor
+# was the first one where the next two are as many times longer.
 MIN_LENGTH = 1e-6
 
 
@@ -23,12 +24,14 @@ class SkipImplausibleState(NamedTuple):
   Attributes:
     inner_state: the wrapped state, as it was before a refused gradient.
     size: running average of the squared norm of the gradient.
+    alone: whether one gradient is all that `size` knows of.
     refused: whether the last gradient was refused.
     total_refused: how many were, int32.
   """
 
   inner_state: optax.OptState
   size: jax.Array
+  alone: jax.Array
   refused: jax.Array
   total_refused: jax.Array
 
@@ -50,7 +53,7 @@ def skip_implausible(
   gradient the update is zero and the wrapped state stays as it was.
 
   The first gradient has nothing to be compared with. Where the next two are a
-  million times shorter, the optimizer starts anew.
+  million times shorter or longer, the optimizer starts anew.
 
   Args:
     inner: the optimizer to protect; its `update` takes raw gradients.
@@ -81,6 +84,7 @@ def skip_implausible(
     return SkipImplausibleState(
       inner_state=inner.init(params),
       size=jnp.zeros((), trees.scalar_dtype(params)),
+      alone=jnp.zeros((), bool),
       refused=jnp.zeros((), bool),
       total_refused=jnp.zeros((), jnp.int32),
     )
@@ -90,9 +94,10 @@ def skip_implausible(
     known = state.size > 0
     longest = MAX_LENGTH**2 * state.size
     short = known & (size > 0) & (size < MIN_LENGTH**2 * state.size)
-    restart = short & state.refused
-    refused = ~jnp.isfinite(size) | (known & (size > longest))
-    refused = refused | (short & ~restart)
+    long = jnp.isfinite(size) & (size * MIN_LENGTH**2 > state.size)
+    restart = state.refused & (short | (long & state.alone))
+    refused = ~jnp.isfinite(size) | (known & (size > longest)) | short
+    refused = refused & ~restart
 
     def step(carry):
       gradient, inner_state = carry
@@ -113,13 +118,14 @@ def skip_implausible(
     new_updates, inner_state = run_if(~refused, step, (updates, standing))
     zeros = optax.tree.zeros_like(new_updates)
     new_updates = trees.select(refused, zeros, new_updates)
-    counted = jnp.where(known, jnp.minimum(size, longest), size)
+    counted = jnp.minimum(size, longest)
     mixed = SMOOTHING * state.size + (1 - SMOOTHING) * counted
-    mixed = jnp.where(known & ~restart, mixed, counted)
+    mixed = jnp.where(known & ~restart, mixed, size)
     forget = ~jnp.isfinite(size) | (short & refused)
     return new_updates, SkipImplausibleState(
       inner_state=inner_state,
       size=jnp.where(forget, state.size, mixed),
+      alone=jnp.where(refused | (size == 0), state.alone, ~known | restart),
       refused=refused,
       total_refused=state.total_refused + refused.astype(jnp.int32),
     )

@@ -118,6 +118,12 @@ def is_suspect(size, slope, averages: Averages, rate) -> jax.Array:
   return suspect & (averages.size > 0)
 
 
+def is_first_absurd(fit: LineFit, averages, rate, smoothing) -> jax.Array:
+  """Whether a second fit allows a million times the rate of the first one."""
+  first = (averages.weight > 0) & (averages.weight <= 1 - smoothing)
+  return first & (fit.curvature > 0) & (fit.optimum > MAX_INFLUENCE**2 * rate)
+
+
 def search_step(fit: LineFit, rate, low, high, halve):
   """One step of the search for a rate that the line itself supports.
 
@@ -164,6 +170,16 @@ def average_fresh_slope(averages: Averages, fresh) -> Averages:
   return averages._replace(
     fresh_slope=keep * averages.fresh_slope + (1 - keep) * fresh,
     fresh_weight=keep * averages.fresh_weight + (1 - keep),
+  )
+
+
+def forget_fits(averages: Averages, where) -> Averages:
+  """The averages without slope and curvature, where told."""
+  keep = lambda x: jnp.where(where, 0.0, x)
+  return averages._replace(
+    slope=keep(averages.slope),
+    curvature=keep(averages.curvature),
+    weight=keep(averages.weight),
   )
 
 

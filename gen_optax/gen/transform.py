@@ -243,6 +243,10 @@ def scale_by_gen(
       # No loss tells how far a first line that bends down can be followed.
       downhill = fit.finite & (fit.slope > 0) & (fit.curvature <= 0)
       taken |= due & downhill & ~calibrated & ~wild
+      # Nor has one looked at the first line that bent up.
+      absurd = fitted & rule.is_first_absurd(fit, averages, rate, smoothing)
+      averages = rule.forget_fits(averages, absurd)
+      trial = trial._replace(rate=jnp.where(absurd, fit.optimum, trial.rate))
 
     # A step of length e along u met the curvature A: in this batch's eyes the
     # slope at its start was e A - <grad, u>.
