@@ -1,4 +1,4 @@
-"""The largest entry of a tree."""
+"""Reductions over trees: the largest entry, and sums."""
 
 import jax
 import jax.numpy as jnp
@@ -37,3 +37,37 @@ def test_nan_among_many():
   x = jnp.arange(1e5).at[77777].set(jnp.nan)
   find = jax.jit(lambda x: trees.largest(x, jnp.float32))
   assert jnp.isnan(find(x)) and find(jnp.arange(1e5)) == 99999
+
+
+NUMBERS = np.random.default_rng(0)
+TERMS = [
+  NUMBERS.normal(size=shape)
+  for shape in [(8, 4), (4,), (8, 4), (), (0, 3), (4,), (2**15,), (2**15,), ()]
+]
+
+
+def test_small_terms_of_one_shape_are_added_before_they_are_reduced(x64):
+  expected = sum(x.sum() for x in TERMS)
+  terms = [jnp.asarray(x) for x in TERMS] + [jnp.ones(4, jnp.float32)]
+  found = trees.total(terms, jnp.float64)
+  np.testing.assert_allclose(found, expected + 4, rtol=1e-12)
+  program = str(jax.make_jaxpr(lambda t: trees.total(t, jnp.float64))(terms))
+  # (8, 4), (4,) in two dtypes, (), (0, 3) and each of the large ones.
+  assert program.count("reduce_sum") == 7
+  found = trees.vdot({"a": terms[:5]}, {"a": terms[:5]}, jnp.float64)
+  expected = sum(np.vdot(x, x) for x in TERMS[:5])
+  np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_terms_that_are_sharded_differently(x64, kind):
+  mesh = jax.make_mesh(
+    (2, 4), ("x", "y"), axis_types=(jax.sharding.AxisType[kind],) * 2
+  )
+  terms = [
+    jax.device_put(TERMS[0] + i, jax.NamedSharding(mesh, jax.P(*axes)))
+    for i, axes in enumerate([("x",), ("y",), (None, "x"), ("x", "y"), ()])
+  ]
+  with jax.set_mesh(mesh):
+    found = jax.jit(lambda t: trees.total(t, jnp.float64))(terms)
+  np.testing.assert_allclose(found, 5 * TERMS[0].sum() + 320, rtol=1e-12)

@@ -13,6 +13,9 @@ from jax.flatten_util import ravel_pytree
 
 from gen_optax.oracle.lazy import run_if
 
+# An array of at most so many entries is small.
+SMALL = 2**14
+
 
 def is_float(leaf) -> bool:
   """Whether a leaf can be moved along a line: real or complex floating."""
@@ -50,17 +53,31 @@ def vdot(a, b, dtype) -> jax.Array:
   costs a gather on a sharded one.
   """
 
-  def leaf_dot(x, y):
-    if not (is_float(x) and is_float(y)):
-      return jnp.zeros((), dtype)
+  def product(x, y):
     wide = at_least_float32(jnp.promote_types(x.dtype, y.dtype))
-    product = jnp.conj(x).astype(wide) * y.astype(wide)
-    return jnp.sum(jnp.real(product)).astype(dtype)
+    return jnp.real(jnp.conj(x).astype(wide) * y.astype(wide))
 
-  total = jnp.zeros((), dtype)
-  for term in jax.tree.leaves(jax.tree.map(leaf_dot, a, b)):
-    total = total + term
-  return total
+  pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  return total(
+    [product(x, y) for x, y in pairs if is_float(x) and is_float(y)], dtype
+  )
+
+
+def total(terms, dtype) -> jax.Array:
+  """The sum of all entries of real arrays.
+
+  A reduction is a kernel or two of its own, however small the array, and a
+  network has many small ones of one shape: those are added first. Small, since
+  XLA brings together what is sharded differently.
+  """
+  groups = {}
+  for i, x in enumerate(terms):
+    key = (x.shape, x.dtype, explicit_sharding(x)) if x.size <= SMALL else i
+    groups[key] = groups[key] + x if key in groups else x
+  out = jnp.zeros((), dtype)
+  for x in groups.values():
+    out = out + jnp.sum(x).astype(dtype)
+  return out
 
 
 def distance(a, b, dtype) -> jax.Array:
@@ -98,11 +115,8 @@ def is_finite(tree) -> jax.Array:
   By a sum, the cheapest pass that there is. It overflows only where a gradient
   is absurd anyway.
   """
-  dtype = scalar_dtype(tree)
-  total = jnp.zeros((), dtype)
-  for x in jax.tree.leaves(tree):
-    total = total + jnp.sum(jnp.abs(x).astype(dtype))
-  return jnp.isfinite(total)
+  sizes = [jnp.abs(x) for x in jax.tree.leaves(tree)]
+  return jnp.isfinite(total(sizes, scalar_dtype(tree)))
 
 
 def norm(tree, dtype) -> jax.Array:
