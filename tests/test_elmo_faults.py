@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import gen_optax
+from gen_optax.elmo import retreat
 
 FORMS = {
   "dense": {},
@@ -224,6 +225,26 @@ def test_a_step_that_the_loss_belies_is_taken_back(tx, when):
   assert values[when + 1] > 100 > values[when]
   np.testing.assert_allclose(path[when + 2], path[when], rtol=1e-6, atol=1e-5)
   assert values[9] < values[when + 3] < values[when]
+
+
+def test_what_is_no_reason_to_go_back():
+  params, number = {"w": jnp.ones(2)}, jnp.float32
+  last = retreat.no_step(params, jnp.float32)
+  at = lambda last, value, taken=True: retreat.remember(
+    last, params, number(value), jnp.asarray(taken)
+  )
+  belied = lambda last, value: bool(retreat.is_belied(last, number(value)))
+  assert not belied(last, 1e9)  # no step
+  last = at(last, 2.0)
+  assert belied(last, 4.1) and not belied(last, 3.9)  # twice the first loss
+  last = at(last, 1.9)
+  np.testing.assert_allclose(last.change, 0.1, rtol=1e-5)
+  assert belied(last, 3.0) and not belied(last, 2.8) and not belied(last, -9)
+  assert not belied(at(last, 1.8, taken=False), 9.0)
+  # One jump hardly changes what is usual, and no number nothing.
+  assert at(last, 1e20).change < 0.2
+  lost = at(last, np.nan, taken=False)
+  assert lost.change == last.change and lost.value == last.value
 
 
 def test_noise_takes_no_step_back():

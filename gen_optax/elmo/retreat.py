@@ -14,11 +14,11 @@ _SMOOTHING = 0.9
 
 
 class Last(NamedTuple):
-  """Where the last step came from.
+  """Where the last call was made, and whether it took a step.
 
   Attributes:
-    params: before it.
-    value: of the loss there.
+    params: where the last call was made.
+    value: of the loss there, or where it last was a number.
     change: the running size of the loss's change from one step to the next;
       zero where that is not known.
     taken: whether there was one, other than a step back.
@@ -42,12 +42,11 @@ def no_step(params, dtype) -> Last:
 
 def is_belied(last: Last, value) -> jax.Array:
   """Whether the loss has risen by far more than it usually changes."""
-  size = jnp.abs(last.value)
-  # Rounding moves a loss that stands still.
-  most = MAX_RISE * (last.change + jnp.finfo(value.dtype).eps * size)
-  # Behind the first step that is not known: twice the loss.
-  most = jnp.where(last.change > 0, most, size)
-  return last.taken & (value - last.value > most)
+  # Behind the first step what is usual is not known: twice the loss.
+  usual = jnp.where(
+    last.change > 0, MAX_RISE * last.change, jnp.abs(last.value)
+  )
+  return last.taken & (value - last.value > usual)
 
 
 def remember(last: Last, params, value, taken) -> Last:
@@ -59,7 +58,7 @@ def remember(last: Last, params, value, taken) -> Last:
   mixed = jnp.where(last.change > 0, mixed, new)
   counts = last.taken & jnp.isfinite(new)
   return Last(
-    params=trees.select(taken, params, last.params),
+    params=params,
     value=jnp.where(taken, value, last.value),
     change=jnp.where(counts, mixed, last.change),
     taken=taken,
