@@ -71,3 +71,11 @@ def test_terms_that_are_sharded_differently(x64, kind):
   with jax.set_mesh(mesh):
     found = jax.jit(lambda t: trees.total(t, jnp.float64))(terms)
   np.testing.assert_allclose(found, 5 * TERMS[0].sum() + 320, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
+def test_is_finite_overflows_in_no_narrow_sum(x64, dtype):
+  tree = {"a": jnp.ones(70_000, dtype), "b": jnp.full(5, -6e4, dtype)}
+  assert trees.is_finite(tree)
+  for bad in (jnp.nan, jnp.inf, -jnp.inf):
+    assert not trees.is_finite(tree | {"b": tree["b"].at[1].set(bad)})

@@ -251,7 +251,13 @@ def scale_by_psgd(
       factor = jnp.sqrt(gauge.size / jnp.where(size > 0, size, 1))
       if init_scale is None:
         first = usable & ~scaled
-        factor = jnp.where(first, sources.initial_scale(v, h), factor)
+
+        def fitted(carry):
+          # Of a loop's carry, or the compiler moves it out, to every step.
+          _, *pair = jax.lax.optimization_barrier((carry, v, h))
+          return sources.initial_scale(*pair)
+
+        factor = run_if(first, fitted, factor)
         restart = restart | first
       q = run_if(
         usable & restart, lambda q: preconditioner.rescale(q, factor), q
@@ -271,7 +277,7 @@ def scale_by_psgd(
     if keeps_momentum:
       b = jnp.asarray(momentum, dtype)
       healthy, restart, gradient = judge(
-        gradient, trees.largest(updates, dtype)
+        gradient, trees.l1_norm(updates, dtype)
       )
       keep = jnp.where(restart, 0.0, 1.0).astype(dtype)
       average = jax.tree.map(
