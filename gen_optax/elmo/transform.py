@@ -62,7 +62,7 @@ class ScaleByElmoState(NamedTuple):
     count: number of calls, int32.
     sigma: what is added to every Lipschitz parameter.
     length: how long steps have lately been; zero where that is not known.
-    last: where the last step came from; None without the safeguard.
+    last: a `retreat.Last`; None without the safeguard.
     spectrum: the eigenpairs. In the dense form with `every=1` its vectors are
       None.
     known: whether there are eigenpairs.
@@ -75,7 +75,7 @@ class ScaleByElmoState(NamedTuple):
   count: jax.Array
   sigma: jax.Array
   length: jax.Array
-  last: retreat.Last | None
+  last: Any
   spectrum: Spectrum
   known: jax.Array
   lipschitz: jax.Array
