@@ -55,7 +55,7 @@ class Sends(NamedTuple):
 FACTORS = 2 * 8**2 + 3 * 16**2
 SIZE = 2 * 8 * 16 + 16
 LANCZOS = Sends(forward=1, hvp=layouts.ORDER, sums=2 * layouts.ORDER**2)
-PSGD = Sends(hvp=1, sums=10)
+PSGD = Sends(hvp=1, sums=15)
 AMOS = Sends(hvp=2, sums=16)
 SENDS = {
   "gen, known_slope": Sends(forward=1, sums=5),

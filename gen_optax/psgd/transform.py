@@ -140,7 +140,7 @@ def scale_by_psgd(
   the preconditioner, and one copy of the parameters for momentum.
 
   On a mesh: what the product sends, and nothing else where parameters are
-  replicated. Where they are sharded, besides, ten scalars at most for each
+  replicated. Where they are sharded, besides, 15 scalars at most for each
   leaf, and what the preconditioner says of itself. Only `dense`, `kron`, blocks
   of more than four entries and `scope="global"` gather anything.
 
