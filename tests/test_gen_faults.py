@@ -205,6 +205,22 @@ def test_an_exact_estimator_leaves_an_absurd_start(estimator):
   assert jnp.sum(w**2) < 1e-2
 
 
+@pytest.mark.parametrize("estimator", ["forward", "hvp"])
+def test_an_exact_estimator_looks_where_its_first_rate_leads(estimator):
+  """Nearly straight at the start, and steep behind: rates beyond 1e3 fit."""
+  tx = gen_optax.gen_sgd(estimator=estimator)
+  loss = lambda w: jnp.sum(jnp.log1p(jnp.exp(-w)) + jnp.maximum(w - 2, 0) ** 2)
+  w = jnp.full(2, -9.0)
+  state = tx.init(w)
+  train = jax.jit(lambda w, state: step(tx, loss, w, state)[:2])
+  values = [float(loss(w))]
+  for _ in range(30):
+    w, state = train(w, state)
+    values.append(float(loss(w)))
+  assert values == sorted(values, reverse=True)
+  assert values[-1] < values[0]
+
+
 @pytest.mark.parametrize(
   "fits, optimum, absurd",
   [(0, 1e9, False), (1, 1e9, True), (1, 1e3, False), (2, 1e9, False)],

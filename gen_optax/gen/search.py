@@ -8,6 +8,8 @@ import jax.numpy as jnp
 
 from gen_optax.gen import rule
 from gen_optax.gen.fit import LineFit, unknown_fit
+from gen_optax.oracle import line
+from gen_optax.oracle.lazy import run_if
 
 # Trials of the search for a rate: 25 decades at most.
 MAX_TRIALS = 25
@@ -103,3 +105,21 @@ def fit_or_search(
   return jax.lax.while_loop(
     lambda carry: carry[0].pending, try_rate, (start, direction)
   )
+
+
+def is_sound(value_fn, params, direction, value, trial: Trial) -> jax.Array:
+  """Whether the loss at a rate that was found is not above where it starts.
+
+  Exact estimators never look that far, and a line that is nearly straight where
+  it starts sends their first step anywhere. Looks only where one was found.
+  """
+
+  def look(carry):
+    # Of the loop's carry, or the compiler moves it out, to run on every step.
+    _, at, along, rate = jax.lax.optimization_barrier(
+      (carry, params, direction, trial.rate)
+    )
+    before = line.scalar_loss(value_fn, at) if value is None else value
+    return line.scalar_loss(value_fn, line.point(at, along, rate)) <= before
+
+  return run_if(trial.found, look, jnp.ones((), bool))

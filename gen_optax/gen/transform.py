@@ -9,7 +9,7 @@ import optax
 
 from gen_optax.gen import estimators, rule
 from gen_optax.gen.fit import unknown_fit
-from gen_optax.gen.search import fit_or_search
+from gen_optax.gen.search import fit_or_search, is_sound
 from gen_optax.gen.stage import (
   GenInfo,
   Horizon,
@@ -90,9 +90,10 @@ def scale_by_gen(
   order of magnitude there. A line far from the averages (`rule.is_wild`) is
   searched for a rate of its own, for this step alone, and counts for at most a
   thousand average ones, or ten where it claims a million. An exact estimator
-  takes steps of `learning_rate` until it meets a line that bends up. A step
-  whose numbers are not finite, or on whose wild line no rate lowers the loss,
-  is withheld.
+  takes steps of `learning_rate` until it meets a line that bends up, to a rate
+  at which the loss is no higher: that look costs a forward pass. A step whose
+  numbers are not finite, or on whose wild line no rate lowers the loss, is
+  withheld.
 
   Momentum-free optimizers (SGD, RMSProp) are the weak spot: the greedy rate is
   far below their best constant one. Prefer momentum or Adam.
@@ -235,15 +236,18 @@ def scale_by_gen(
       exact=exact,
     )
     fit, wild = trial.fit, trial.wild
-    calibrated = state.calibrated | trial.found
-    fitted = due & fit.finite & ~trial.searching
+    sound = jnp.ones((), bool)
+    if exact:
+      sound = is_sound(value_fn, params, updates, value, trial)
+    calibrated = state.calibrated | (trial.found & sound)
+    fitted = due & fit.finite & ~trial.searching & sound
     idle = ~due & healthy & calibrated
     taken = fitted | idle
     if exact:
-      # No loss tells how far a first line that bends down can be followed.
-      downhill = fit.finite & (fit.slope > 0) & (fit.curvature <= 0)
+      # No loss tells how far a first line can be followed that bends down.
+      downhill = fit.finite & (fit.slope > 0) & ((fit.curvature <= 0) | ~sound)
       taken |= due & downhill & ~calibrated & ~wild
-      # Nor has one looked at the first line that bent up.
+      # And none that its curvature was no absurd one.
       absurd = fitted & rule.is_first_absurd(fit, averages, rate, smoothing)
       averages = rule.forget_fits(averages, absurd)
       trial = trial._replace(rate=jnp.where(absurd, fit.optimum, trial.rate))
