@@ -339,6 +339,16 @@ def test_rank_zero_is_the_diagonal_group(normalizer):
   assert_close(low_rank.apply(one, v), diagonal.apply(other, v))
 
 
+@pytest.mark.parametrize("rank", [1, 16, 17])
+def test_product_of_low_rank(rank):
+  rng = np.random.default_rng(23)
+  state = low_rank_state(LEAVES, *random_low_rank(rng, 9, rank))
+  g = jax.tree.map(lambda x: array(rng.normal(size=x.shape)), LEAVES)
+  product = jax.jit(psgd.low_rank(rank).apply)(state, g)
+  q = read_low_rank(state)
+  assert_close(flat(product), q.T @ q @ flat(g))
+
+
 def test_low_rank_of_a_tree_is_that_of_its_vector():
   rng = np.random.default_rng(22)
   factors = random_low_rank(rng, 9, 2)

@@ -35,6 +35,10 @@ BALANCE_EVERY = 50
 BALANCE_STEPS = 10
 BALANCE_RATE = 0.1
 
+# Of so many rows a sum is written out, and fuses with the terms beside it: that
+# spares two temporary copies of the parameters. Of more it compiles slowly.
+FUSED_RANK = 16
+
 
 class LowRankState(NamedTuple):
   """State of `low_rank`.
@@ -135,8 +139,8 @@ def low_rank(
       lambda d, y, uc, ve: d * (y + uc + ve),
       state.d,
       y,
-      trees.combine(state.u, c),
-      trees.combine(state.v, e),
+      _combine(state.u, c),
+      _combine(state.v, e),
     )
 
   def rescale(state, factor):
@@ -308,6 +312,19 @@ def _measure(state: LowRankState) -> LowRankState:
     uu=gram(state.u, state.u),
     vv=gram(state.v, state.v),
     vu=gram(state.v, state.u),
+  )
+
+
+def _combine(rows, weights):
+  """`trees.combine` for one r-vector."""
+  if len(weights) > FUSED_RANK:
+    return trees.combine(rows, weights)
+  return jax.tree.map(
+    lambda a: sum(
+      weight.astype(a.dtype) * row
+      for weight, row in zip(weights, a, strict=True)
+    ),
+    rows,
   )
 
 
