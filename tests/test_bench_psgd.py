@@ -49,6 +49,7 @@ TEMPORARIES = {
   "xmat": (0, 5),
   "xmat, global step": (0, 5),
   "butterfly": (1, 6),
+  "low rank 10": (1, 7.01),
 }
 
 
@@ -79,13 +80,11 @@ def flops(rank, action):
 
 
 def passes(text: str, rank: int) -> int:
-  """Products of an (r, n) array outside of loops."""
+  """How often an (r, n) array is read by what is outside of loops."""
   entry = text[text.index("ENTRY") :]
-  rows = rf"f32\[{rank},{N}\]"
-  names = set(re.findall(rf"%([\w.-]+) = {rows}", entry))
-  names |= set(re.findall(rf"%([\w.-]+) = {rows}.* parameter\(", entry))
-  products = re.findall(r" dot\(%([\w.-]+), %([\w.-]+)\)", entry)
-  return sum(a in names or b in names for a, b in products)
+  names = set(re.findall(rf"%([\w.-]+) = f32\[{rank},{N}\]", entry))
+  operands = " ".join(re.findall(r" (?:dot|fusion)\(([^)]*)\)", entry))
+  return sum(name in names for name in re.findall(r"%([\w.-]+)", operands))
 
 
 def test_low_rank_reads_its_factors_four_times_to_apply():
@@ -100,8 +99,8 @@ def test_a_low_rank_update_adds_at_most_eight_reads():
 
 def test_the_work_of_a_low_rank_product_is_linear_in_the_rank():
   """8 operations for each entry of a row: two products with U, two with V."""
-  extra = flops(2 * RANK, "apply") - flops(RANK, "apply")
-  assert extra == pytest.approx(8 * RANK, rel=0.02)
+  extra = flops(RANK, "apply") - flops(RANK // 2, "apply")
+  assert extra == pytest.approx(8 * (RANK - RANK // 2), rel=0.02)
 
 
 def outside_of_loops(text: str) -> str:

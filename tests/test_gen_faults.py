@@ -136,8 +136,9 @@ def test_updates_that_grow_for_good_are_fitted_lazily_again():
   loss = lambda w: jnp.sum(jnp.sqrt(1 + w**2))
   w, wild = jnp.array([1e6, -2e6]), []
   state = tx.init(w)
+  go_on = jax.jit(functools.partial(step, tx, loss))
   for _ in range(120):
-    w, state, _ = step(tx, loss, w, state)
+    w, state, _ = go_on(w, state)
     inner = gen_state(state)
     wild.append(bool(inner.info.skipped) or not bool(inner.follows))
   size = float(inner.averages.size)
@@ -173,13 +174,13 @@ def test_an_exact_estimator_leaves_a_concave_start(estimator):
   loss = lambda w: jnp.sum(w**2 / 2 - 2 * jnp.exp(-(w**2)))
   tx = gen_optax.gen_sgd(0.1, estimator=estimator)
   w = jnp.array([1.5])
-  state = tx.init(w)
-  w, state, _ = step(tx, loss, w, state)
+  go_on = jax.jit(functools.partial(step, tx, loss))
+  w, state, _ = go_on(w, tx.init(w))
   first = gen_state(state)
   assert not first.info.skipped and not first.calibrated
   assert first.info.curvature < 0 and first.learning_rate == np.float32(0.1)
   for _ in range(40):
-    w, state, _ = step(tx, loss, w, state)
+    w, state, _ = go_on(w, state)
   assert gen_state(state).calibrated and loss(w) < -1.9
 
 

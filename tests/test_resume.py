@@ -12,6 +12,10 @@ from every_transform import TRANSFORMS
 ROOT = Path(__file__).parents[1]
 
 
+# Workers that run side by side would each fill a folder.
+pytestmark = pytest.mark.xdist_group("resume")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   """Filled by two processes, one after the other; see resume.py."""

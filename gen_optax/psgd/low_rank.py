@@ -281,8 +281,10 @@ def _balance(state: LowRankState) -> LowRankState:
     0, BALANCE_STEPS, step, (eye, state.uu, state.vv)
   )
   lower = jnp.linalg.cholesky(total @ total.T)
-  # A rank-deficient factor may have no balance: then nothing moves.
-  lower = jnp.where(jnp.isfinite(lower).all(), lower, eye)
+  # A rank-deficient factor may have no balance: then nothing moves. V'U is also
+  # asked: read after U and V are overwritten, it would have XLA keep copies.
+  finite = jnp.isfinite(lower).all() & jnp.isfinite(state.vu).all()
+  lower = jnp.where(finite, lower, eye)
   back = jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
   # Row k of L^{-1} V by the rows before it, which are already replaced.
   scale = 1 / jnp.diagonal(lower)
