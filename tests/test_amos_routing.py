@@ -335,8 +335,11 @@ def look_twice(move, seed=0, **options):
   tx = gen_optax.amos_router(STILL, every=1, seed=seed, **options)
   w, states = jnp.ones(2), []
   state = tx.init(w)
+  look = jax.jit(
+    lambda w, state: tx.update(jax.grad(coupled)(w), state, w, value_fn=coupled)
+  )
   for _ in range(2):
-    _, state = tx.update(jax.grad(coupled)(w), state, w, value_fn=coupled)
+    _, state = look(w, state)
     states.append(state)
     w = w + move
   return states

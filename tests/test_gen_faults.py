@@ -447,7 +447,6 @@ def wild_runs(tx, dtype):
   return names, np.asarray(losses), np.all(finite, axis=1)
 
 
-@functools.lru_cache(maxsize=1)
 def wild_outcome(wrapped, base, dtype, every):
   """Name, loss before the fault, loss after it, all finite: of every case."""
   with jax.enable_x64(dtype == "float64"):
@@ -465,21 +464,17 @@ def wild_outcome(wrapped, base, dtype, every):
   )
 
 
-@pytest.mark.parametrize("first", [False, True], ids=["later", "first"])
 @pytest.mark.parametrize("dtype, every", [("float32", 8), ("float64", 1)])
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("wrapped", ["generalized_newton", "chain"])
-def test_one_wild_step(wrapped, base, dtype, every, first):
+def test_one_wild_step(wrapped, base, dtype, every):
   """Nothing is lost, and 60 clean steps later the loss is below."""
-  wrong, count = [], 0
-  for name, before, after, finite in wild_outcome(wrapped, base, dtype, every):
+  wrong, cases = [], wild_outcome(wrapped, base, dtype, every)
+  for name, before, after, finite in cases:
     _, when, fault, _ = name
-    if (when == "first") != first:
-      continue
-    count += 1
-    promised = base in NO_MEMORY or fault in SURVIVED[wrapped, first]
+    promised = base in NO_MEMORY or fault in SURVIVED[wrapped, when == "first"]
     if not finite or (promised and not after < before):
       wrong.append((*name, f"{before:.4g} -> {after:.4g}", bool(finite)))
   lines = "\n".join(map(str, wrong))
-  assert count >= 30
-  assert not wrong, f"{len(wrong)} of {count}:\n{lines}"
+  assert len(cases) >= 120
+  assert not wrong, f"{len(wrong)} of {len(cases)}:\n{lines}"
