@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import gc
 import os
 
 # Most of the suite's time is compilation of programs that run once: LLVM's, and
@@ -16,6 +17,10 @@ os.environ["XLA_FLAGS"] = " ".join(
 # Devices are threads of one pool, and two collectives may wait at once: eight
 # threads, one a device, can then wait for each other for ever.
 os.environ.setdefault("NPROC", "32")
+
+# Traces and programs stay, and the collector walks through all of them again
+# and again: a seventh of the suite's time.
+gc.set_threshold(100_000, 50, 50)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
