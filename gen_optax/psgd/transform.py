@@ -297,7 +297,10 @@ def scale_by_psgd(
       if whitening:
         limit = limit * _count(updates) ** 0.5
       factor = factor * jnp.minimum(1.0, limit / jnp.where(norm > 0, norm, 1))
-    direction = trees.scale(direction, factor)
+    # A step that is neither clipped nor withheld is not written once more.
+    direction = run_if(
+      factor != 1, lambda step: trees.scale(step, factor), direction
+    )
     return optax.tree.cast_like(direction, updates), ScaleByPsgdState(
       count=trees.increment(state.count),
       preconditioner=q,
