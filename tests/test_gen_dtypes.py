@@ -93,6 +93,17 @@ def test_value_is_reused_only_where_the_probes_compute_alike():
     assert (optima[0] != optima[1]) == reused
 
 
+@pytest.mark.parametrize("dtype, reused", [("bfloat16", 0), ("float32", 1)])
+def test_a_first_rate_is_judged_by_a_value_that_computes_alike(dtype, reused):
+  """A value far below the loss: no exact estimator's first rate stands it."""
+  tx = gen_optax.scale_by_gen(estimator="forward")
+  p = jnp.zeros(2, dtype)
+  grad = jax.grad(sum_of_squares)(p)
+  arguments = dict(value_fn=sum_of_squares, value=jnp.float32(-9.0), grad=grad)
+  _, state = tx.update(-grad, tx.init(p), p, **arguments)
+  assert state.calibrated == (not reused)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_state_and_updates_keep_their_types(stage, dtype):

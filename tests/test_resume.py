@@ -9,8 +9,6 @@ import numpy as np
 from every_transform import TRANSFORMS
 
 ROOT = Path(__file__).parents[1]
-
-
 RUNS = ("from orbax", "from flax", "again")
 
 

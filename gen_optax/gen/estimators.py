@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_optax.gen import fit as fits
-from gen_optax.oracle import hessian, line, trees
+from gen_optax.oracle import hessian, line
 from gen_optax.oracle.checks import require_leaves
 
 Estimator = Literal["known_slope", "fit", "forward", "hvp"]
@@ -69,7 +69,7 @@ def make_estimate(
 def _fitted(probes, degree, evaluate, known_slope, rounding) -> Estimate:
   def estimate(value_fn, params, direction, rate, value, slope):
     points = probes
-    if not _same_computation(value, params):
+    if not line.stands_at_zero(value, params):
       points = (0.0, *probes)
     steps = rate * jnp.asarray(points, rate.dtype)
     losses = line.losses(value_fn, params, direction, steps, evaluate)
@@ -103,13 +103,3 @@ def _exact(derivatives) -> Estimate:
     return fits.exact_fit(found.first, found.second, rate.dtype)
 
   return estimate
-
-
-def _same_computation(value, params) -> bool:
-  """Whether `value` can stand for the loss at zero on the probed line.
-
-  Probes of parameters below float32 run in float32. Their loss at zero differs
-  from `value` by rounding of the size of the step: reusing `value` gave eta* =
-  1.03 where the truth was 7.18.
-  """
-  return value is not None and trees.is_wide(params)

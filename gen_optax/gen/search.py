@@ -119,7 +119,7 @@ def is_sound(value_fn, params, direction, value, trial: Trial) -> jax.Array:
     _, at, along, rate = jax.lax.optimization_barrier(
       (carry, params, direction, trial.rate)
     )
-    before = line.scalar_loss(value_fn, at) if value is None else value
-    return line.scalar_loss(value_fn, line.point(at, along, rate)) <= before
+    loss = lambda step: line.scalar_loss(value_fn, line.point(at, along, step))
+    return loss(rate) <= (value if line.stands_at_zero(value, at) else loss(0))
 
   return run_if(trial.found, look, jnp.ones((), bool))
