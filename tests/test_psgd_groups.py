@@ -41,6 +41,7 @@ from psgd_reference import (
 )
 
 from gen_optax import psgd, scale_by_psgd
+from gen_optax.oracle import trees
 from gen_optax.psgd.kron import Factors
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -339,14 +340,17 @@ def test_rank_zero_is_the_diagonal_group(normalizer):
   assert_close(low_rank.apply(one, v), diagonal.apply(other, v))
 
 
+@pytest.mark.parametrize("size", [9, trees.SMALL + 1])
 @pytest.mark.parametrize("rank", [1, 16, 17])
-def test_product_of_low_rank(rank):
+def test_product_of_low_rank(rank, size):
+  """Few rows of a large leaf are summed in another way."""
   rng = np.random.default_rng(23)
-  state = low_rank_state(LEAVES, *random_low_rank(rng, 9, rank))
-  g = jax.tree.map(lambda x: array(rng.normal(size=x.shape)), LEAVES)
-  product = jax.jit(psgd.low_rank(rank).apply)(state, g)
-  q = read_low_rank(state)
-  assert_close(flat(product), q.T @ q @ flat(g))
+  u, v, d = random_low_rank(rng, size, rank)
+  g = rng.normal(size=size)
+  state = low_rank_state(jnp.zeros(size), u, v, d)
+  product = jax.jit(psgd.low_rank(rank).apply)(state, array(g))
+  y = d * g + u @ (v.T @ (d * g))
+  assert_close(product, d * (y + v @ (u.T @ y)))
 
 
 def test_low_rank_of_a_tree_is_that_of_its_vector():

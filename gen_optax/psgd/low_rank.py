@@ -35,8 +35,9 @@ BALANCE_EVERY = 50
 BALANCE_STEPS = 10
 BALANCE_RATE = 0.1
 
-# Of so many rows a sum is written out, and fuses with the terms beside it: that
-# spares two temporary copies of the parameters. Of more it compiles slowly.
+# Of so many rows of a large leaf a sum is written out, and fuses with the terms
+# beside it: that spares two temporary copies. It compiles slowly, of more rows
+# and of many leaves.
 FUSED_RANK = 16
 
 
@@ -319,15 +320,14 @@ def _measure(state: LowRankState) -> LowRankState:
 
 def _combine(rows, weights):
   """`trees.combine` for one r-vector."""
-  if len(weights) > FUSED_RANK:
-    return trees.combine(rows, weights)
-  return jax.tree.map(
-    lambda a: sum(
-      weight.astype(a.dtype) * row
-      for weight, row in zip(weights, a, strict=True)
-    ),
-    rows,
-  )
+
+  def leaf(a):
+    if len(weights) > FUSED_RANK or a[0].size <= trees.SMALL:
+      return trees.combine(a, weights)
+    pairs = zip(weights.astype(a.dtype), a, strict=True)
+    return sum(weight * row for weight, row in pairs)
+
+  return jax.tree.map(leaf, rows)
 
 
 def _replace_rows(rows, weights):
