@@ -4,6 +4,7 @@
     python scripts/bench.py compile
     python scripts/bench.py gen
     python scripts/bench.py psgd
+    python scripts/bench.py elmo
     python scripts/bench.py amos
     python scripts/bench.py growth
     python scripts/bench.py all --quick     all of these
@@ -19,6 +20,7 @@ from common import (
   amos_costs,
   collective_costs,
   compile_costs,
+  elmo_costs,
   gen_costs,
   growth_costs,
   memory_costs,
@@ -31,6 +33,7 @@ ON_ONE_DEVICE = {
   "compile": compile_costs,
   "gen": gen_costs,
   "psgd": psgd_costs,
+  "elmo": elmo_costs,
   "amos": amos_costs,
   "growth": growth_costs,
 }

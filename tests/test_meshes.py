@@ -54,7 +54,11 @@ class Sends(NamedTuple):
 # All squares of the axes of all leaves: the factors of `psgd.kron`.
 FACTORS = 2 * 8**2 + 3 * 16**2
 SIZE = 2 * 8 * 16 + 16
-LANCZOS = Sends(forward=1, hvp=layouts.ORDER, sums=2 * layouts.ORDER**2)
+LANCZOS = Sends(
+  forward=1,
+  hvp=layouts.ORDER,
+  sums=2 * layouts.ORDER**2 + layouts.ORDER,
+)
 PSGD = Sends(hvp=1, sums=15)
 AMOS = Sends(hvp=2, sums=16)
 SENDS = {
@@ -70,7 +74,8 @@ SENDS = {
   "psgd_diagonal, whitening": PSGD._replace(hvp=0),
   "psgd_xmat": PSGD._replace(moves=9),
   "psgd_butterfly": PSGD._replace(moves=10),
-  "psgd, neighbours": PSGD._replace(moves=10),
+  # Ten exchanges, each to both sides.
+  "psgd, neighbours": PSGD._replace(moves=20),
   "psgd_lra": PSGD._replace(sums=10 * layouts.RANK**2),
   "psgd_kron": PSGD._replace(
     sums=10 + (SIZE + FACTORS) // LEAVES, gathers=FACTORS
@@ -81,8 +86,8 @@ SENDS = {
   "elmo_dense": Sends(forward=1, hvp=136, lazy=False),
   "track_lipschitz": LANCZOS._replace(forward=0),
   "amos_router": AMOS,
-  "amos_router, chunks": AMOS._replace(gathers=SIZE),
-  "amos_router, elements": AMOS,
+  "amos_router, chunks": AMOS._replace(gathers=SIZE, sums=22),
+  "amos_router, elements": AMOS._replace(sums=22),
   "amos_router, frozen": AMOS,
   "average_parameters": Sends(),
   "skip_implausible": Sends(sums=1),

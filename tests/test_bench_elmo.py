@@ -1,0 +1,34 @@
+"""The benchmark's count of ELMO's passes: products when they are due."""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+from common import elmo_costs, programs  # noqa: E402
+
+
+@pytest.fixture
+def problem():
+  def loss(params, batch):
+    x, y = batch
+    return jnp.mean((jnp.tanh(x @ params["w"]) @ params["v"] - y) ** 2)
+
+  keys = jax.random.split(jax.random.key(0), 4)
+  params = {
+    "w": jax.random.normal(keys[0], (4, 8)),
+    "v": jax.random.normal(keys[1], (8,)),
+  }
+  x = jax.random.normal(keys[2], (programs.CYCLE, 16, 4))
+  y = jax.random.normal(keys[3], (programs.CYCLE, 16))
+  return programs.Problem("network", loss, params, (x, y))
+
+
+@pytest.mark.parametrize("every", elmo_costs.EVERY)
+def test_a_product_is_counted_where_eigenpairs_are_due(problem, every):
+  passes = elmo_costs.count_passes(problem, elmo_costs.make(every))
+  assert passes.products == elmo_costs.ORDER * programs.CYCLE // every
+  assert passes.losses >= programs.CYCLE
