@@ -64,6 +64,15 @@ def time_table(record: dict) -> str:
   return report.table(headers, rows)
 
 
+def lazy_table(record: dict) -> str:
+  rows = [
+    [name, ratio(middle), f"{low:.3f}-{high:.3f}"]
+    for name, (low, middle, high) in record["lazy"].items()
+  ]
+  headers = ["a step without a fit", "time / base", "quartiles"]
+  return report.table(headers, rows)
+
+
 def verdicts(record: dict, default: str) -> str:
   """The fastest evaluation's share of the ideal, and the paper's ideal."""
   lines = []
@@ -126,6 +135,7 @@ def describe(record: dict, default: str) -> str:
       "* lax.map over two probes, its body counted once: add one F\n",
       time_table(record),
       "losses: closure evaluations at run time in a cycle of 8 steps\n",
+      lazy_table(record) + "\n",
       best_lines(record, default),
       verdicts(record, default),
     ]
