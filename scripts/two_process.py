@@ -98,8 +98,11 @@ def run_processes(args, half: int, folder: str):
     port = free.getsockname()[1]
   command = [sys.executable, __file__, f"--steps={args.steps}"]
   command += [f"--half={half}", f"--port={port}", f"--folder={folder}"]
-  # Settings of the caller's own devices are not theirs.
-  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  # The number of the caller's devices is not theirs. How it compiles is: other
+  # settings round the first weights differently.
+  flags = os.environ.get("XLA_FLAGS", "").split()
+  flags = [flag for flag in flags if "device_count" not in flag]
+  environment = os.environ | {"XLA_FLAGS": " ".join(flags)}
   deadline = time.monotonic() + TIMEOUT
   with contextlib.ExitStack() as stack:
     processes = []
