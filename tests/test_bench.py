@@ -90,7 +90,7 @@ def test_map_holds_one_perturbed_copy(extra, rule, state_copies):
   if rule == "paper":
     optimizer = bench.paper_rule("map")(1)
   else:
-    optimizer = bench.default_rule("fit", "map")(1)
+    optimizer = bench.default_rule("fit", evaluate="map")(1)
   cost = extra(f"{rule}, map", optimizer)
   assert cost["temporary_copies"] <= 1.0
   assert cost["state_copies"] == pytest.approx(state_copies, abs=0.01)

@@ -54,11 +54,7 @@ class Sends(NamedTuple):
 # All squares of the axes of all leaves: the factors of `psgd.kron`.
 FACTORS = 2 * 8**2 + 3 * 16**2
 SIZE = 2 * 8 * 16 + 16
-LANCZOS = Sends(
-  forward=1,
-  hvp=layouts.ORDER,
-  sums=2 * layouts.ORDER**2 + layouts.ORDER,
-)
+LANCZOS = Sends(forward=1, hvp=layouts.ORDER, sums=2 * layouts.ORDER**2)
 PSGD = Sends(hvp=1, sums=15)
 AMOS = Sends(hvp=2, sums=16)
 SENDS = {
@@ -74,19 +70,19 @@ SENDS = {
   "psgd_diagonal, whitening": PSGD._replace(hvp=0),
   "psgd_xmat": PSGD._replace(moves=9),
   "psgd_butterfly": PSGD._replace(moves=10),
-  # Ten exchanges, each to both sides.
-  "psgd, neighbours": PSGD._replace(moves=20),
+  # Ten exchanges to both sides, of the leaves whose pairs lie apart.
+  "psgd, neighbours": PSGD._replace(moves=15),
   "psgd_lra": PSGD._replace(sums=10 * layouts.RANK**2),
   "psgd_kron": PSGD._replace(
     sums=10 + (SIZE + FACTORS) // LEAVES, gathers=FACTORS
   ),
   "psgd_dense": PSGD,
-  "elmo_lanczos": LANCZOS._replace(lazy=False),
+  "elmo_lanczos": LANCZOS._replace(lazy=False, sums=LANCZOS.sums + 4),
   "elmo_lanczos, adam": LANCZOS._replace(hvp=layouts.ORDER + 9),
   "elmo_dense": Sends(forward=1, hvp=136, lazy=False),
   "track_lipschitz": LANCZOS._replace(forward=0),
   "amos_router": AMOS,
-  "amos_router, chunks": AMOS._replace(gathers=SIZE, sums=22),
+  "amos_router, chunks": AMOS._replace(gathers=SIZE, sums=19),
   "amos_router, elements": AMOS._replace(sums=22),
   "amos_router, frozen": AMOS,
   "average_parameters": Sends(),

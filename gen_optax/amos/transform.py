@@ -171,10 +171,10 @@ def amos_router(
   `jax.vmap` too. State: three copies of the parameters (the old point, h, L)
   and the states of all optimizers. Routing spares the arithmetic and the memory
   traffic of optimizers, if frozen, and nothing of the backward pass. On a mesh:
-  what the estimates send, and sixteen scalars at most for each sharded leaf, 22
-  where chunks or elements are routed. Chunks run across the axes: a leaf that
-  is not sharded along its first axis alone is gathered at Hessian times, and
-  its choices, int8, on every call.
+  what the estimates send, and sixteen scalars at most for each sharded leaf, 19
+  where chunks and 22 where elements are routed. Chunks run across the axes: a
+  leaf that is not sharded along its first axis alone is gathered at Hessian
+  times, and its choices, int8, on every call.
 
   A gradient that is not finite is withheld from all optimizers. For one that is
   finite and absurd, wrap the router in `gen_optax.skip_implausible`. A diagonal

@@ -221,7 +221,7 @@ def blocks(
   Cost: m copies of the parameters. An update inverts each block of (m, m)
   numbers, `apply` multiplies by each twice. Where the entries of a pair lie on
   two devices, the devices exchange their parts of the leaf: twice for each
-  call, and some eight times for an update.
+  call, and some eight times for an update; `neighbours` to both sides.
 
   Example:
 

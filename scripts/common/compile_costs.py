@@ -86,7 +86,7 @@ def describe(record: dict) -> str:
       name,
       row["lower"],
       row["compile"],
-      "{1:.2f} ({0:.2f}-{2:.2f})".format(*row["over_base"]),
+      report.spread(row["over_base"]),
       row["lowered"],
       row["compiled"],
       f"{row['instructions_over_base']:.2f}",

@@ -14,18 +14,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from common import gen_costs, report, tasks
-from common.programs import CYCLE, Problem, problem_of
+from common import gen_costs, report
+from common.programs import CYCLE, Problem, problem_of, train_step
 from common.timing import paired_ratios, quartiles
 from tqdm import tqdm
 
 import gen_optax
 
-PROBLEMS = {
-  "mlp": tasks.mlp,
-  "cnn": tasks.cnn,
-  "transformer": tasks.transformer,
-}
+PROBLEMS = {k: v for k, v in gen_costs.PROBLEMS.items() if k != "lora"}
 TOP, BOTTOM, ORDER = 4, 2, 12
 EVERY = (1, 8)
 
@@ -47,21 +43,16 @@ def count_passes(problem: Problem, optimizer) -> Passes:
   """Of the second cycle, at run time."""
   calls = []
 
+  def loss(params, batch):
+    value = problem.loss(params, batch)
+    jax.debug.callback(lambda _: calls.append(1), value)
+    return value
+
+  take = train_step(optimizer, loss)
+
   def step(carry, batch):
-    params, state = carry
-    loss = lambda p: problem.loss(p, batch)
-
-    def counted(p):
-      value = loss(p)
-      jax.debug.callback(lambda _: calls.append(1), value)
-      return value
-
-    value, grad = jax.value_and_grad(loss)(params)
-    updates, state = optimizer.update(
-      grad, state, params, value=value, value_fn=counted
-    )
-    losses = optax.tree.get(state, "info").evaluations
-    return (optax.apply_updates(params, updates), state), losses
+    carry, _ = take(carry, batch)
+    return carry, optax.tree.get(carry[1], "info").evaluations
 
   cycle = jax.jit(lambda carry: jax.lax.scan(step, carry, problem.batches))
   carry, _ = cycle((problem.params, optimizer.init(problem.params)))
@@ -70,7 +61,7 @@ def count_passes(problem: Problem, optimizer) -> Passes:
   _, losses = cycle(carry)
   jax.effects_barrier()
   losses = int(losses.sum())
-  return Passes(len(calls) - losses, losses)
+  return Passes(len(calls) - CYCLE - losses, losses)
 
 
 def product_timer(problem: Problem) -> Callable[[], float]:
@@ -122,15 +113,14 @@ def measure(problem: Problem, args, bar) -> dict:
 
 
 def describe(record: dict) -> str:
-  spread = lambda ratios: "{1:.2f} ({0:.2f}-{2:.2f})".format(*ratios)
   rows = [
     [
       row["every"],
       row["products"],
       row["losses"],
-      spread(row["over_gradient"]),
+      report.spread(row["over_gradient"]),
       f"{row['counted_over_gradient']:.2f}",
-      spread(row["over_counted"]),
+      report.spread(row["over_counted"]),
     ]
     for row in record["rows"]
   ]
@@ -139,8 +129,8 @@ def describe(record: dict) -> str:
   return "\n".join(
     [
       f"\n## {record['title']}; {TOP} + {BOTTOM} pairs from {ORDER} products",
-      f"over a gradient: a loss {spread(times['loss'])}, a product "
-      f"{spread(times['product'])}\n",
+      f"over a gradient: a loss {report.spread(times['loss'])}, a product "
+      f"{report.spread(times['product'])}\n",
       report.table([*headers, "time / counted"], rows),
     ]
   )

@@ -83,14 +83,10 @@ PROBLEMS = {
 }
 
 
-def default_rule(estimator: str, evaluate: str = "vmap"):
+def default_rule(estimator: str = "known_slope", **options):
   """Default rule without the dense start: lazy from the first step on."""
   return lambda every: gen_optax.generalized_newton(
-    optax.adam(1.0),
-    every=every,
-    estimator=estimator,
-    evaluate=evaluate,
-    dense_start=0,
+    optax.adam(1.0), every=every, estimator=estimator, dense_start=0, **options
   )
 
 
@@ -104,9 +100,9 @@ def paper_rule(evaluate: str):
 # The default is the first. With one probe, vmap and map compile to the same
 # program.
 GEN = (
-  Candidate("known_slope (default)", default_rule("known_slope"), 1),
+  Candidate("known_slope (default)", default_rule(), 1),
   Candidate("fit, vmap", default_rule("fit"), 2),
-  Candidate("fit, map", default_rule("fit", "map"), 2, "*"),
+  Candidate("fit, map", default_rule("fit", evaluate="map"), 2, "*"),
   Candidate("forward", default_rule("forward"), PAPER_PASSES),
   Candidate("hvp", default_rule("hvp"), PAPER_PASSES),
   Candidate("paper rule, vmap", paper_rule("vmap"), 2),
@@ -116,13 +112,9 @@ GEN = (
 # Cycles without a fit: the first one is over before the clock starts.
 NEVER = 2**30
 LAZY = {
-  "skip_implausible alone": lambda: gen_optax.skip_implausible(
-    base_optimizer()
-  ),
-  "default, never a fit": lambda: default_rule("known_slope")(NEVER),
-  "the same without fresh_slope": lambda: gen_optax.generalized_newton(
-    optax.adam(1.0), every=NEVER, dense_start=0, fresh_slope=False
-  ),
+  "skip_implausible alone": gen_optax.skip_implausible(base_optimizer()),
+  "default, never a fit": default_rule()(NEVER),
+  "the same without fresh_slope": default_rule(fresh_slope=False)(NEVER),
 }
 
 
@@ -250,8 +242,8 @@ def measure(problem: Problem, chosen, args, bar) -> dict:
     ratios = paired_ratios(timer(problem), base_time, args.seconds)
     record[f"{name}_over_base"] = quartiles(ratios)
     bar.update()
-  for name, make in LAZY.items():
-    timer = optimizer_timer(problem, make())
+  for name, optimizer in LAZY.items():
+    timer = optimizer_timer(problem, optimizer)
     ratios = paired_ratios(timer, base_time, args.seconds)
     record["lazy"][name] = quartiles(ratios)
     bar.update()

@@ -116,8 +116,7 @@ def best_lines(record: dict, default: str) -> str:
 
 def describe(record: dict, default: str) -> str:
   def spread(name):
-    low, middle, high = record[f"{name}_over_base"]
-    return f"{middle:.3f} ({low:.3f}-{high:.3f})"
+    return report.spread(record[f"{name}_over_base"], digits=3)
 
   return "\n".join(
     [

@@ -118,7 +118,7 @@ def run(args) -> dict:
       row["name"],
       f"{row['n']:,}",
       1e3 * row["seconds"][1],
-      "{1:.2f} ({0:.2f}-{2:.2f})".format(*row["over_adam"]),
+      report.spread(row["over_adam"]),
       row["flops"] / row["n"],
     ]
     for row in rows

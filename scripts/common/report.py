@@ -20,6 +20,12 @@ def number(x, digits: int = 3) -> str:
   return f"{x:.{digits - 1}e}"
 
 
+def spread(quartiles: Sequence[float], digits: int = 2) -> str:
+  """The median with the quartiles behind it: 1.02 (0.98-1.10)."""
+  low, middle, high = (f"{x:.{digits}f}" for x in quartiles)
+  return f"{middle} ({low}-{high})"
+
+
 def table(headers: Sequence[str], rows: Sequence[Sequence]) -> str:
   """A markdown table whose columns also line up in a terminal.
 
