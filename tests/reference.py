@@ -93,7 +93,6 @@ class DefaultRule:
   dense_start: int = 20
   gamma: float = 0.9
   gamma_fresh: float = 0.97
-  floor: float = 0.1
   share: float = 0.15
   fresh: bool = True
   horizon: int | None = None
@@ -157,9 +156,7 @@ class DefaultRule:
       if self.fresh and self.n > 0 and self.B > 0:
         fresh = self.F / (1 - self.gamma_fresh**self.t)
         fresh *= 1 - self.gamma ** (self.n + 1)
-        least = self.floor * self.B
-        if self.A > 0:
-          least = max(least, self._distance_rate() * self.A)
+        least = max(self._distance_rate() * self.A, 0.0)
         slope = min(max(fresh, least), self.B)
       if slope > 0 and self.A > 0:
         self.eta = np.clip(slope / self.A, self.eta / 10, self.eta * 10)

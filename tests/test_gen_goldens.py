@@ -430,7 +430,8 @@ def test_g6_fresh_slope():
 
 def test_g6_without_the_distance(monkeypatch):
   """The rule of the derivation: fresh data may take nine tenths of the rate."""
-  monkeypatch.setattr(rule, "DISTANCE_SHARE", 0.0)
+  tenth = lambda averages: 0.1 * averages.slope / averages.curvature
+  monkeypatch.setattr(rule, "distance_rate", tenth)
   start = jnp.array([1.5, 1.0])
   found = run(default(learning_rate=0.01), LOSSES["alternating"], start, 8)
   assert_digits(found.rate, f"{G6} .0130546407728 .0107830261589")

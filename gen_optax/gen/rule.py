@@ -16,8 +16,6 @@ from gen_optax.gen.fit import LineFit
 MAX_RATIO = 10.0
 # Averaging constant of the slope on fresh data.
 FRESH_SMOOTHING = 0.97
-# The least share of the average slope that fresh data can leave standing.
-FRESH_FLOOR = 0.1
 # The least rate, as a share of the distance from the start over the root of the
 # summed squared norms of the updates (`distance_rate`). Chosen on LeNet
 # (scripts/ablations.py --study distance).
@@ -224,7 +222,7 @@ def average_and_divide(
           the weight of the averages (1 at first)   if A < 0,
           10                                        if w is above a million,
           1000                                      else,
-      b' = clip(F, clip(r C, B / 10, B), B)
+      b' = clip(F, max(r C, 0), B)
         with F the average slope on fresh data and r the `distance_rate`,
       rate <- clip(x, rate / 10, 10 rate)   if b' > 0, and stays if not,
         with x = b' / C if C > 0, else b / A if A > 0, else infinite.
@@ -268,8 +266,7 @@ def average_and_divide(
 
   slope = averages.slope
   fresh = _debiased(averages.fresh_slope, averages.fresh_weight)
-  least = distance_rate(averages) * averages.curvature
-  least = jnp.clip(least, FRESH_FLOOR * slope, slope)
+  least = jnp.maximum(distance_rate(averages) * averages.curvature, 0.0)
   fresh = jnp.clip(fresh * averages.weight, least, slope)
   use_fresh = (before.weight > 0) & (averages.fresh_weight > 0) & (slope > 0)
   slope = jnp.where(use_fresh, fresh, slope)
