@@ -263,13 +263,17 @@ def gen_lion(
 ) -> optax.GradientTransformationExtraArgs:
   """Lion with GeN's rate.
 
+  Its direction remembers a hundred gradients and never changes its length:
+  GeN averages over as many (`smoothing` is `b2`), where it else takes ten.
+
   Args:
     learning_rate: where the search for the first rate starts, positive.
     b1: weight of the momentum in the update's sign, in [0, 1).
     b2: decay of the momentum, in [0, 1).
     weight_decay: decay of the weights, a multiple of the learning rate.
     mask: which leaves decay, as in `optax.lion`.
-    **gen_options: the options of `scale_by_gen`.
+    **gen_options: the options of `scale_by_gen`; `smoothing` is `b2` unless
+      given.
 
   Returns:
     As `generalized_newton`, which see for `update`'s arguments.
@@ -293,4 +297,5 @@ def gen_lion(
     al., Symbolic discovery of optimization algorithms, 2023.
   """
   base = optax.lion(1.0, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask)
-  return generalized_newton(base, learning_rate, **gen_options)
+  options = {"smoothing": b2} | gen_options
+  return generalized_newton(base, learning_rate, **options)

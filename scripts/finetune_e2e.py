@@ -79,7 +79,7 @@ def one_way(results, task, args) -> dict:
 
   def relative_time():
     return tuning.relative_time(
-      *(task, tuning.untuned_gen(BASE.make), schedules.INITIAL),
+      *(task, tuning.untuned_gen(BASE), schedules.INITIAL),
       *(tuning.scheduled(BASE.make),),
       schedules.setting("constant", 1e-3, args.steps),
       args.report_seeds[:1],

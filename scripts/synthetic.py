@@ -62,6 +62,8 @@ BASES = {
   # optax's default decay would move the minimum.
   "lion": partial(optax.lion, weight_decay=0.0),
 }
+# As in `gen_lion`.
+SMOOTHING = {"lion": 0.99}
 # PSGD sets a direction with curvature of its own: judged by itself.
 CURVED = {"psgd": gen_optax.psgd_xmat}
 
@@ -87,9 +89,9 @@ class Entrant(NamedTuple):
   against: str | None = None
 
 
-def with_gen(base):
+def with_gen(name: str, base):
   return lambda rate: gen_optax.generalized_newton(
-    base(1.0), learning_rate=rate
+    base(1.0), learning_rate=rate, smoothing=SMOOTHING.get(name, 0.9)
   )
 
 
@@ -101,7 +103,9 @@ def pair_of(name: str, base, method: str) -> tuple[Entrant, ...]:
   """An optimizer with its rate tuned, and its GeN form, untuned."""
   return (
     Entrant(name, "base", base, WIDE_GRID, tuned=True),
-    Entrant(f"gen {name}", method, with_gen(base), INITIAL_RATES, False, name),
+    Entrant(
+      f"gen {name}", method, with_gen(name, base), INITIAL_RATES, False, name
+    ),
   )
 
 

@@ -131,7 +131,7 @@ class Experiment:
       make = tuning.BASES[base].make
       for schedule in self.args.schedules:
         self.add((base, schedule), self.tuned, base, schedule)
-      gen = tuning.untuned_gen(make)
+      gen = tuning.untuned_gen(tuning.BASES[base])
       self.add((base, "GeN"), self.untuned, gen, base, base)
       paper = tuning.paper_gen(make)
       self.add((base, "paper's rule"), self.untuned, paper, base)

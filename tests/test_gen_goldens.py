@@ -462,6 +462,21 @@ def test_generalized_newton_equals_the_chain():
   np.testing.assert_allclose(ready.rate, chain.rate, rtol=1e-12)
 
 
+def test_gen_lion_averages_over_its_memory():
+  """Its momentum's decay is GeN's averaging constant, unless one is given."""
+  start, loss = jnp.array([1.5, 1.0]), LOSSES["alternating"]
+  base = optax.lion(1.0, b2=0.95)
+  ready = run(gen_optax.gen_lion(0.01, b2=0.95), loss, start, 30)
+  long = gen_optax.generalized_newton(base, 0.01, smoothing=0.95)
+  short = gen_optax.generalized_newton(base, 0.01)
+  chosen = run(
+    gen_optax.gen_lion(0.01, b2=0.95, smoothing=0.9), loss, start, 30
+  )
+  np.testing.assert_array_equal(ready.rate, run(long, loss, start, 30).rate)
+  np.testing.assert_array_equal(chosen.rate, run(short, loss, start, 30).rate)
+  assert ready.rate[-1] != chosen.rate[-1]
+
+
 # The rule alone
 
 

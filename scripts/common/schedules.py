@@ -36,7 +36,7 @@ def compare(results, key: str, task, base: tuning.Base, steps, args) -> dict:
     schedules hold the `search` too.
   """
   scheduled = tuning.scheduled(base.make)
-  untuned = tuning.untuned_gen(base.make)
+  untuned = tuning.untuned_gen(base)
 
   def bar(name, runs):
     return tqdm(total=runs * steps, desc=f"{key}, {name}", mininterval=1)

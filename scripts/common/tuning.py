@@ -26,10 +26,14 @@ MAX_EXTENSIONS = 4
 
 
 class Base(NamedTuple):
-  """An optimizer of learning rate 1, and eight rates to tune it over."""
+  """An optimizer of learning rate 1, and eight rates to tune it over.
+
+  GeN's `smoothing` is that of the ready-made chain, where there is one.
+  """
 
   make: Callable
   rates: tuple[float, ...]
+  smoothing: float = 0.9
 
 
 def half_decades(low: float, high: float) -> tuple[float, ...]:
@@ -43,7 +47,7 @@ BASES = {
   "momentum": Base(lambda: optax.sgd(1.0, momentum=0.9), half_decades(-3.5, 0)),
   "rmsprop": Base(lambda: optax.rmsprop(1.0), half_decades(-4, -0.5)),
   "adamw": Base(lambda: optax.adamw(1.0), half_decades(-4, -0.5)),
-  "lion": Base(lambda: optax.lion(1.0), half_decades(-4.5, -1)),
+  "lion": Base(lambda: optax.lion(1.0), half_decades(-4.5, -1), smoothing=0.99),
 }
 
 
@@ -115,12 +119,12 @@ def schedule_shape(name: str, steps: int) -> np.ndarray:
   }[name].astype(np.float32)
 
 
-def untuned_gen(make_base: Callable, every: int = 1) -> Method:
+def untuned_gen(base: Base, every: int = 1) -> Method:
   """The base under GeN; a setting's "rate" is where its search starts."""
 
   def make(setting):
     return gen_optax.generalized_newton(
-      make_base(), setting["rate"], every=every
+      base.make(), setting["rate"], every=every, smoothing=base.smoothing
     )
 
   def rate(state, setting, step):
