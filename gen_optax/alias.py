@@ -263,8 +263,8 @@ def gen_lion(
 ) -> optax.GradientTransformationExtraArgs:
   """Lion with GeN's rate.
 
-  Its direction remembers a hundred gradients and never changes its length:
-  GeN averages over as many (`smoothing` is `b2`), where it else takes ten.
+  Its direction remembers a hundred gradients and never changes its length, so
+  GeN averages over a hundred fits, not over ten: `smoothing` is `b2`.
 
   Args:
     learning_rate: where the search for the first rate starts, positive.
