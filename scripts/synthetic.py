@@ -62,8 +62,8 @@ BASES = {
   # optax's default decay would move the minimum.
   "lion": partial(optax.lion, weight_decay=0.0),
 }
-# As in `gen_lion`.
-SMOOTHING = {"lion": 0.99}
+# Ready-made chains whose options are not those of `generalized_newton`.
+READY_MADE = {"lion": partial(gen_optax.gen_lion, weight_decay=0.0)}
 # PSGD sets a direction with curvature of its own: judged by itself.
 CURVED = {"psgd": gen_optax.psgd_xmat}
 
@@ -89,9 +89,9 @@ class Entrant(NamedTuple):
   against: str | None = None
 
 
-def with_gen(name: str, base):
+def with_gen(base):
   return lambda rate: gen_optax.generalized_newton(
-    base(1.0), learning_rate=rate, smoothing=SMOOTHING.get(name, 0.9)
+    base(1.0), learning_rate=rate
   )
 
 
@@ -101,11 +101,10 @@ def with_paper_rule(base):
 
 def pair_of(name: str, base, method: str) -> tuple[Entrant, ...]:
   """An optimizer with its rate tuned, and its GeN form, untuned."""
+  gen = READY_MADE.get(name, with_gen(base))
   return (
     Entrant(name, "base", base, WIDE_GRID, tuned=True),
-    Entrant(
-      f"gen {name}", method, with_gen(name, base), INITIAL_RATES, False, name
-    ),
+    Entrant(f"gen {name}", method, gen, INITIAL_RATES, False, name),
   )
 
 

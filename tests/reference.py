@@ -156,8 +156,7 @@ class DefaultRule:
       if self.fresh and self.n > 0 and self.B > 0:
         fresh = self.F / (1 - self.gamma_fresh**self.t)
         fresh *= 1 - self.gamma ** (self.n + 1)
-        least = max(self._distance_rate() * self.A, 0.0)
-        slope = min(max(fresh, least), self.B)
+        slope = min(max(fresh, self._distance_rate() * self.A), self.B)
       if slope > 0 and self.A > 0:
         self.eta = np.clip(slope / self.A, self.eta / 10, self.eta * 10)
       elif slope > 0:

@@ -222,7 +222,7 @@ def average_and_divide(
           the weight of the averages (1 at first)   if A < 0,
           10                                        if w is above a million,
           1000                                      else,
-      b' = clip(F, max(r C, 0), B)
+      b' = clip(F, r C, B)
         with F the average slope on fresh data and r the `distance_rate`,
       rate <- clip(x, rate / 10, 10 rate)   if b' > 0, and stays if not,
         with x = b' / C if C > 0, else b / A if A > 0, else infinite.
@@ -266,7 +266,7 @@ def average_and_divide(
 
   slope = averages.slope
   fresh = _debiased(averages.fresh_slope, averages.fresh_weight)
-  least = jnp.maximum(distance_rate(averages) * averages.curvature, 0.0)
+  least = distance_rate(averages) * averages.curvature
   fresh = jnp.clip(fresh * averages.weight, least, slope)
   use_fresh = (before.weight > 0) & (averages.fresh_weight > 0) & (slope > 0)
   slope = jnp.where(use_fresh, fresh, slope)

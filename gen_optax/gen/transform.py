@@ -75,7 +75,7 @@ def scale_by_gen(
 
     B &\leftarrow \gamma B + (1 - \gamma) b, \quad
     A_{avg} \leftarrow \gamma A_{avg} + (1 - \gamma) A \\
-    \eta &\leftarrow \mathrm{clip}(F, \max(r A_{avg}, 0), B) / A_{avg}
+    \eta &\leftarrow \mathrm{clip}(F, r A_{avg}, B) / A_{avg}
       \quad \text{within a factor of 10 of the last}
 
   F is the average slope that fresh data see: the new gradient against the last

@@ -28,12 +28,12 @@ MAX_EXTENSIONS = 4
 class Base(NamedTuple):
   """An optimizer of learning rate 1, and eight rates to tune it over.
 
-  GeN's `smoothing` is that of the ready-made chain, where there is one.
+  `ready` is its ready-made chain where that has options of its own.
   """
 
   make: Callable
   rates: tuple[float, ...]
-  smoothing: float = 0.9
+  ready: Callable | None = None
 
 
 def half_decades(low: float, high: float) -> tuple[float, ...]:
@@ -47,7 +47,9 @@ BASES = {
   "momentum": Base(lambda: optax.sgd(1.0, momentum=0.9), half_decades(-3.5, 0)),
   "rmsprop": Base(lambda: optax.rmsprop(1.0), half_decades(-4, -0.5)),
   "adamw": Base(lambda: optax.adamw(1.0), half_decades(-4, -0.5)),
-  "lion": Base(lambda: optax.lion(1.0), half_decades(-4.5, -1), smoothing=0.99),
+  "lion": Base(
+    lambda: optax.lion(1.0), half_decades(-4.5, -1), gen_optax.gen_lion
+  ),
 }
 
 
@@ -123,8 +125,10 @@ def untuned_gen(base: Base, every: int = 1) -> Method:
   """The base under GeN; a setting's "rate" is where its search starts."""
 
   def make(setting):
+    if base.ready is not None:
+      return base.ready(setting["rate"], every=every)
     return gen_optax.generalized_newton(
-      base.make(), setting["rate"], every=every, smoothing=base.smoothing
+      base.make(), setting["rate"], every=every
     )
 
   def rate(state, setting, step):
