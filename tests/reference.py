@@ -85,7 +85,8 @@ BASES = {"sgd": Sgd, "momentum": Momentum, "adam": Adam}
 class DefaultRule:
   """Averages of slope and curvature apart, fresh slope, dense start.
 
-  `share` = 0 leaves the least rate by distance out.
+  `share` = 0 leaves the least rate by distance out, `alone` = False the fits
+  that stand alone.
   """
 
   eta: float
@@ -95,10 +96,12 @@ class DefaultRule:
   gamma_fresh: float = 0.97
   share: float = 0.15
   fresh: bool = True
+  alone: bool = True
   horizon: int | None = None
 
   def __post_init__(self):
     self.t = self.n = 0
+    self.uphill = self.wild = False
     self.B = self.A = self.F = self.emitted_bend = 0.0
     self.previous = self.start = None
     self.lengths, self.distances = [], []
@@ -127,13 +130,24 @@ class DefaultRule:
     """By the updates before this one, and the points up to this one."""
     return self.share * max(self.distances) / np.linalg.norm(self.lengths)
 
+  def _usual(self):
+    """How much a step of eta moves the loss by the averages, over eta."""
+    known = 1 - self.gamma**self.n
+    return (abs(self.B) + abs(self.A) * self.eta / 2) / known
+
   def _share(self, b, curvature):
     """A line that bends down outweighs nothing that is known already."""
     known = 1 - self.gamma**self.n
     if curvature >= 0 or self.n == 0:
       return 1.0
-    usual = (abs(self.B) + abs(self.A) * self.eta / 2) / known
-    return min(1.0, known * usual / (abs(b) + abs(curvature) * self.eta / 2))
+    change = abs(b) + abs(curvature) * self.eta / 2
+    return min(1.0, known * self._usual() / change)
+
+  def _is_wild(self, b, curvature):
+    """Whether the stage guards against this line, as the reference does not."""
+    change = abs(b) + abs(curvature) * self.eta / 2
+    rise = curvature * self.eta / 2 - b
+    return self.n > 0 and max(change / 1000, rise / 30) > self._usual()
 
   def step(self, w, grad, u, value_fn):
     """The update to add, eta's emitted multiple of `u`."""
@@ -148,16 +162,25 @@ class DefaultRule:
       self._calibrate(value_fn, w, u, value, b)
     if self.t < self.dense_start or self.t % self.every == 0:
       self.fit_steps.append(self.t)
+      up, down = (np.maximum(x, 0).sum() for x in (grad * u, -grad * u))
+      self.uphill |= up > down / 1999
       curvature = self._bend(value_fn, w, u, value, b) / self.eta**2
+      self.wild |= self._is_wild(b, curvature)
       share = self._share(b, curvature)
       self.B = self.gamma * self.B + (1 - self.gamma) * share * b
       self.A = self.gamma * self.A + (1 - self.gamma) * share * curvature
-      slope = self.B
+      slope, noiseless = self.B, False
       if self.fresh and self.n > 0 and self.B > 0:
         fresh = self.F / (1 - self.gamma_fresh**self.t)
         fresh *= 1 - self.gamma ** (self.n + 1)
+        noiseless = fresh >= self.B
         slope = min(max(fresh, self._distance_rate() * self.A), self.B)
-      if slope > 0 and self.A > 0:
+      one_step = self.every == 1 and self.t >= self.dense_start
+      own = self.alone and one_step and not self.uphill and noiseless
+      if own and curvature > 0:
+        most = 10 * min(self.eta, slope / self.A if self.A > 0 else np.inf)
+        self.eta = np.clip(b / curvature, self.eta / 10, most)
+      elif slope > 0 and self.A > 0:
         self.eta = np.clip(slope / self.A, self.eta / 10, self.eta * 10)
       elif slope > 0:
         self.eta *= 10
@@ -237,3 +260,13 @@ def alternating(t):
     lambda w: 0.5 * np.sum(curvature * (w - centre) ** 2),
     lambda w: curvature * (w - centre),
   )
+
+
+def faint(t):
+  """The first of them with a hundredth of the noise."""
+  noise = 0.01 if t % 2 == 0 else -0.01
+  value, grad = alternating(0)
+  return lambda w: value(w - noise), lambda w: grad(w - noise)
+
+
+NOISY = {"alternating": alternating, "faint noise": faint}

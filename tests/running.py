@@ -93,10 +93,16 @@ def alternating(w, t):
   return 0.5 * jnp.sum(jnp.array([1.0, 10.0]) * (w - centre) ** 2)
 
 
+def faint(w, t):
+  """The first of them with a hundredth of the noise."""
+  return alternating(w - jnp.where(t % 2 == 0, 0.01, -0.01), 0)
+
+
 LOSSES = {
   "beale": static("beale"),
   "rosenbrock": static("rosenbrock"),
   "alternating": alternating,
+  "faint noise": faint,
 }
 
 

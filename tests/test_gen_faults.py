@@ -105,7 +105,9 @@ def test_an_absurd_fit_weighs_less_than_a_steep_one(curvature):
   rate, averages = jnp.float32(1.0), rule.no_averages(jnp.float32)
   after = []
   for a in [1.0] * 60 + [curvature] + [1.0] * 40:
-    rate, averages, _ = rule.average_and_divide(fit(a), averages, rate, 0.9)
+    rate, averages, _ = rule.average_and_divide(
+      fit(a), averages, rate, 0.9, False
+    )
     after.append(float(rate))
   assert after[59] == pytest.approx(1.0)
   if curvature == 1e3:
@@ -122,7 +124,9 @@ def test_a_loss_that_grows_for_good_is_learnt():
   wild = []
   for x in [1.0] * 60 + [1e8] * 40:
     wild.append(bool(rule.is_wild(fit(x), averages, rate)))
-    rate, averages, _ = rule.average_and_divide(fit(x), averages, rate, 0.9)
+    rate, averages, _ = rule.average_and_divide(
+      fit(x), averages, rate, 0.9, False
+    )
   assert not any(wild[:60]) and wild[60] and not any(wild[90:])
 
 
@@ -235,7 +239,9 @@ def test_what_makes_a_first_fit_absurd(fits, optimum, absurd):
   )
   averages = rule.no_averages(jnp.float32)
   for _ in range(fits):
-    _, averages, _ = rule.average_and_divide(fit(1.0), averages, 1.0, 0.9)
+    _, averages, _ = rule.average_and_divide(
+      fit(1.0), averages, 1.0, 0.9, False
+    )
   assert rule.is_first_absurd(fit(optimum), averages, 1.0, 0.9) == absurd
   kept = rule.forget_fits(averages._replace(path=jnp.float32(7.0)), True)
   assert kept.weight == kept.slope == kept.curvature == 0 and kept.path == 7

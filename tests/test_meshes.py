@@ -58,13 +58,13 @@ LANCZOS = Sends(forward=1, hvp=layouts.ORDER, sums=2 * layouts.ORDER**2)
 PSGD = Sends(hvp=1, sums=15)
 AMOS = Sends(hvp=2, sums=16)
 SENDS = {
-  "gen, known_slope": Sends(forward=1, sums=5),
-  "gen, fit by vmap": Sends(forward=2, sums=5),
-  "gen, fit by map": Sends(forward=2, sums=5),
-  "gen, forward": Sends(line=1, forward=1, sums=5),
-  "gen, hvp": Sends(gradient=2, hvp=1, forward=1, sums=7),
+  "gen, known_slope": Sends(forward=1, sums=6),
+  "gen, fit by vmap": Sends(forward=2, sums=6),
+  "gen, fit by map": Sends(forward=2, sums=6),
+  "gen, forward": Sends(line=1, forward=1, sums=6),
+  "gen, hvp": Sends(gradient=2, hvp=1, forward=1, sums=8),
   "gen, every 8": Sends(forward=1, sums=5),
-  "gen_adamw": Sends(forward=1, sums=5),
+  "gen_adamw": Sends(forward=1, sums=6),
   "scale_by_gen_paper": Sends(forward=2, lazy=False),
   "psgd_diagonal": PSGD,
   "psgd_diagonal, whitening": PSGD._replace(hvp=0),

@@ -29,6 +29,9 @@ MAX_INFLUENCE = 1e3
 # A rate at which the loss climbs by more than this many times what an average
 # step moves it is no rate for this line.
 MAX_RISE = 30.0
+# The share of an update's slope that coordinates may take back which go uphill:
+# rounding does, and a weak decay of the weights.
+MAX_UPHILL = 1e-3
 # Bounds that keep ten-fold moves inside float32.
 MIN_RATE, MAX_RATE = 1e-30, 1e30
 
@@ -114,6 +117,19 @@ def is_suspect(size, slope, averages: Averages, rate) -> jax.Array:
     flat = jnp.zeros_like(slope)
     suspect |= influence(slope, flat, averages, rate) > MAX_INFLUENCE
   return suspect & (averages.size > 0)
+
+
+def remembers(slope, sizes) -> jax.Array:
+  """Whether an update goes uphill in some of its coordinates.
+
+  One of an optimizer without memory goes along -g in each (SGD, RMSProp,
+  AdaGrad), so that the products whose sum is the `slope` all have one sign.
+
+  Args:
+    slope: -<g, u>.
+    sizes: the sum of |g_i u_i|.
+  """
+  return jnp.isfinite(sizes) & (slope < (1 - MAX_UPHILL) * sizes)
 
 
 def is_first_absurd(fit: LineFit, averages, rate, smoothing) -> jax.Array:
@@ -213,7 +229,7 @@ def distance_rate(averages: Averages) -> jax.Array:
 
 
 def average_and_divide(
-  fit: LineFit, averages: Averages, rate: jax.Array, smoothing
+  fit: LineFit, averages: Averages, rate: jax.Array, smoothing, alone
 ):
   """The default rule: average slope and curvature apart, then divide.
 
@@ -225,8 +241,11 @@ def average_and_divide(
       b' = clip(F, r C, B)
         with F the average slope on fresh data and r the `distance_rate`,
       rate <- clip(x, rate / 10, 10 rate)   if b' > 0, and stays if not,
-        with x = b' / C if C > 0, else b / A if A > 0, else infinite.
+        with x = min(b / A, 10 b' / C)   if it stands alone and C, A > 0,
+                 b' / C   if C > 0, else b / A if A > 0, else infinite.
 
+  A fit stands alone that serves one step, of an optimizer without memory, and
+  in which fresh data see no noise (F >= B): there is nothing to average.
   Ten times a rate that already overshoots, step after step, leads beyond the
   reach of any average: so this line's optimum where it has one.
 
@@ -243,6 +262,8 @@ def average_and_divide(
       and their `reach` this point.
     rate: the rate that the fit probed.
     smoothing: averaging constant of B and C, in [0, 1).
+    alone: whether no other step depends on this rate: the next one has a fit of
+      its own, and the optimizer has no memory.
 
   Returns:
     `(rate, averages, accepted)`.
@@ -266,14 +287,19 @@ def average_and_divide(
 
   slope = averages.slope
   fresh = _debiased(averages.fresh_slope, averages.fresh_weight)
-  least = distance_rate(averages) * averages.curvature
-  fresh = jnp.clip(fresh * averages.weight, least, slope)
+  fresh = fresh * averages.weight
   use_fresh = (before.weight > 0) & (averages.fresh_weight > 0) & (slope > 0)
-  slope = jnp.where(use_fresh, fresh, slope)
+  noiseless = use_fresh & (fresh >= slope)
+  least = distance_rate(averages) * averages.curvature
+  slope = jnp.where(use_fresh, jnp.clip(fresh, least, slope), slope)
 
   curved = averages.curvature > 0
   optimum = slope / jnp.where(curved, averages.curvature, 1.0)
   own = jnp.where(fit.curvature > 0, fit.optimum, jnp.inf)
+  # By its own fit alone a line may be far longer than it is quadratic.
+  bounded = jnp.minimum(own, MAX_RATIO * optimum)
+  alone = alone & noiseless & (fit.curvature > 0)
+  optimum = jnp.where(alone, bounded, optimum)
   optimum = jnp.where(curved, optimum, own)
   proposal = jnp.clip(optimum, rate / MAX_RATIO, rate * MAX_RATIO)
   accepted = slope > 0

@@ -36,6 +36,8 @@ class ScaleByGenState(NamedTuple):
     previous_bend: the last emitted rate times the curvature it met.
     follows: whether the two above describe a step that was taken.
     start: the parameters at the start; None without `fresh_slope`.
+    memoryless: whether no update so far went uphill in a coordinate, as those
+      of an optimizer with memory do; looked at where `every` is 1.
     info: diagnostics.
   """
 
@@ -47,6 +49,7 @@ class ScaleByGenState(NamedTuple):
   previous_bend: jax.Array
   follows: jax.Array
   start: Any
+  memoryless: jax.Array
   info: GenInfo
 
 
@@ -82,6 +85,9 @@ def scale_by_gen(
   update. It costs no forward pass and removes the batch's own noise from b.
   :math:`r = 0.15 \max_s |w_s - w_0| / (\sum_s |u_s|^2)^{1/2}` keeps the rate
   from falling to what is best for the next step alone (`rule.distance_rate`).
+  Nothing is averaged where every step fits, the optimizer has no memory (its
+  updates have gone along -g in each coordinate so far) and fresh data see no
+  noise (F >= B): then :math:`\eta = \min(b / A, 10 B / A_{avg})`.
 
   This departs from the paper's Algorithm 1 (`scale_by_gen_paper`), which
   averages the quotients b / A and diverges with momentum and Adam. The first
@@ -133,16 +139,18 @@ def scale_by_gen(
     ValueError: on a wrong configuration, and on a missing argument, with the
       line that mends the call.
 
-  Cost: with `value`, one forward pass on a fitting step ("known_slope"), two
-  dot products, and none on the others, under `jax.vmap` too; up to 25 on the
-  first step. State: two buffers of the parameters' size (none with
-  `fresh_slope=False`); one more while the loss is evaluated.
+  Cost: with `value`, one forward pass on a fitting step ("known_slope") and
+  none on the others, under `jax.vmap` too; up to 25 on the first step. Four
+  sums over the parameters on every step, five with `every=1`. State: two
+  buffers of the parameters' size (none with `fresh_slope=False`); one more
+  while the loss is evaluated.
 
   On a mesh it sends what its evaluations of the closure send, and nothing else
   where parameters are replicated: one all-reduce of the loss. Where they are
   sharded, besides, up to five scalars for each leaf (seven with "hvp"), four of
-  them on every step. A closure that gathers parameters gathers them once more
-  for each pass of a fit; `every` divides that.
+  them on every step, and one more with `every=1`. A closure that gathers
+  parameters gathers them once more for each pass of a fit; `every` divides
+  that.
 
   Example:
 
@@ -171,6 +179,7 @@ def scale_by_gen(
   estimate = estimators.make_estimate(estimator, probes, degree, evaluate)
   needs_grad = fresh_slope or estimator == "known_slope"
   exact = estimator in estimators.EXACT
+  may_stand_alone = fresh_slope and not (is_known(every) and every > 1)
 
   def init_fn(params):
     dtype = trees.scalar_dtype(params)
@@ -184,6 +193,7 @@ def scale_by_gen(
       previous_bend=jnp.zeros((), dtype),
       follows=jnp.zeros((), bool),
       start=trees.copy(params) if fresh_slope else None,
+      memoryless=jnp.ones((), bool),
       info=report(unknown_fit(dtype), False, False),
     )
 
@@ -222,6 +232,10 @@ def scale_by_gen(
       if scalar is not None:
         healthy = healthy & jnp.isfinite(scalar)
     suspect = rule.is_suspect(size, slope, averages, rate)
+    memoryless = state.memoryless
+    if may_stand_alone:
+      sizes = trees.vdot_of_sizes(grad, updates, dtype)
+      memoryless = memoryless & ~rule.remembers(slope, sizes)
 
     due = (state.count < dense_start) | (state.count % every == 0)
     due = (due | suspect | ~state.calibrated) & healthy & (size > 0)
@@ -265,10 +279,12 @@ def scale_by_gen(
       reach = jnp.where(farther, away, averages.reach)
       averages = averages._replace(reach=reach)
 
+    # Momentum shows in the dense start, but not in its first step.
+    alone = memoryless & (state.count >= dense_start) & (every == 1)
     # A wild line has found a rate for this step alone; the lasting one moves on
     # from where it was.
     new_rate, new_averages, accepted = rule.average_and_divide(
-      fit, averages, jnp.where(wild, rate, trial.rate), smoothing
+      fit, averages, jnp.where(wild, rate, trial.rate), smoothing, alone
     )
     new_averages = trees.select(fitted, new_averages, averages)
     new_averages = trees.select(
@@ -303,6 +319,7 @@ def scale_by_gen(
       previous_bend=previous_bend,
       follows=jnp.where(taken, ~wild, state.follows),
       start=state.start,
+      memoryless=memoryless,
       info=trees.select(
         due,
         report(fit, accepted & fitted, ~taken),

@@ -1,0 +1,162 @@
+"""Fits that stand alone: no memory in the base, no noise, one fit a step.
+
+On a quadratic with Hessian H the line's own optimum is <g, -u> / <u, H u>, for
+gradient descent Cauchy's step, which is computed here without a loss.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from running import gen_state, run
+
+import gen_optax
+from gen_optax.gen import rule
+from gen_optax.gen.fit import LineFit
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+HESSIAN = np.array([1.0, 3.0, 10.0, 30.0])
+START = np.array([4.0, -3.0, 2.0, 1.0])
+DENSE, STEPS = 20, 40
+
+WITHOUT_MEMORY = {
+  "sgd": lambda: optax.sgd(1.0),
+  "rmsprop": lambda: optax.rmsprop(1.0),
+  "adagrad": lambda: optax.adagrad(1.0),
+  "sign": lambda: optax.sign_sgd(1.0),
+  "clipped": lambda: optax.chain(optax.clip(0.1), optax.sgd(1.0)),
+  "slightly decaying": lambda: optax.chain(
+    optax.add_decayed_weights(1e-6), optax.sgd(1.0)
+  ),
+}
+WITH_MEMORY = {
+  "momentum": lambda: optax.sgd(1.0, momentum=0.9),
+  "nesterov": lambda: optax.sgd(1.0, momentum=0.9, nesterov=True),
+  "adam": lambda: optax.adam(1.0),
+  "lion": lambda: optax.lion(1.0),
+}
+
+
+def quadratic(w, t=0):
+  """A loss without noise."""
+  del t
+  return jnp.sum(HESSIAN * w**2) / 2
+
+
+def noisy(w, t):
+  """The same in the mean of two steps, but each sees its own minimum."""
+  return quadratic(w - jnp.where(t % 2 == 0, 1.0, -1.0))
+
+
+@functools.cache
+def steps_of(base, loss=quadratic, **options):
+  """The state at the end, and how far short of its line's minimum each step is.
+
+  <g, -m> / <m, H m> is 1 for a move m that ends there, 2 for one half as long.
+  """
+  make = (WITHOUT_MEMORY | WITH_MEMORY)[base]
+  tx = optax.chain(make(), gen_optax.scale_by_gen(0.1, **options))
+  found = jax.jit(lambda start: run(tx, loss, start, STEPS))(START)
+  points = np.concatenate([START[None], found.params])
+  move = np.diff(points, axis=0)
+  grad = np.array([jax.grad(loss)(w, t) for t, w in enumerate(points[:-1])])
+  short = -np.sum(grad * move, 1) / np.sum(HESSIAN * move**2, 1)
+  return gen_state(found.state), short
+
+
+@pytest.mark.parametrize("base", WITHOUT_MEMORY)
+def test_without_memory_a_step_ends_at_its_line_s_minimum(base):
+  state, short = steps_of(base)
+  assert state.memoryless
+  # Three steps in which the rate grows by up to ten and F falls behind B.
+  np.testing.assert_allclose(short[DENSE + 3 :], 1.0, rtol=1e-6)
+  assert np.max(np.abs(short[1:DENSE] - 1)) > 0.01
+
+
+@pytest.mark.parametrize("base", WITH_MEMORY)
+def test_momentum_shows_in_the_dense_start(base):
+  state, short = steps_of(base)
+  assert not state.memoryless
+  assert np.max(np.abs(short[DENSE:] - 1)) > 0.01
+
+
+@pytest.mark.parametrize(
+  "options",
+  [dict(every=2), dict(fresh_slope=False), dict(dense_start=STEPS)],
+  ids=str,
+)
+def test_what_else_averages(options):
+  """A fit that serves several steps, or one whose noise nothing tells."""
+  _, short = steps_of("sgd", **options)
+  assert np.max(np.abs(short[DENSE:] - 1)) > 0.01
+
+
+def test_noise_is_averaged():
+  state, short = steps_of("sgd", noisy)
+  assert state.memoryless
+  assert np.max(np.abs(short[DENSE:] - 1)) > 0.01
+
+
+# The rule alone
+
+
+def fit_of(slope, curvature):
+  values = jnp.array([slope, curvature, slope / curvature, 1.0])
+  return LineFit(*values, jnp.array(True))
+
+
+def after_one(fresh):
+  """Averages over two, after a fit of slope 1 and curvature 1."""
+  one = jnp.ones(())
+  return rule.no_averages(jnp.float64)._replace(
+    slope=one / 2,
+    curvature=one / 2,
+    weight=one / 2,
+    fresh_slope=one * fresh,
+    fresh_weight=one,
+  )
+
+
+@pytest.mark.parametrize(
+  "curvature, fresh, alone, rate",
+  [
+    (4.0, 1.0, True, 0.25),  # stands alone, without noise
+    (4.0, 1.0, False, 1 / 3),  # serves more than one step
+    (4.0, 0.9, True, 0.3),  # the slope is a tenth noise
+    (-0.1, 1.0, True, 17 / 6),  # bends down, the averages up
+    (-1.0, 1.0, True, 10.0),  # the averages do not either
+  ],
+)
+def test_where_a_line_s_own_optimum_is_taken(curvature, fresh, alone, rate):
+  found, _, _ = rule.average_and_divide(
+    fit_of(1.0, curvature), after_one(fresh), jnp.ones(()), 0.5, alone
+  )
+  np.testing.assert_allclose(found, rate, rtol=1e-12)
+
+
+def test_a_line_is_at_most_ten_times_as_long_as_the_averages_say():
+  """They say 0.75 / 0.255, and its own fit 100."""
+  found, _, _ = rule.average_and_divide(
+    fit_of(1.0, 0.01), after_one(fresh=1.0), jnp.array(20.0), 0.5, True
+  )
+  np.testing.assert_allclose(found, 7.5 / 0.255, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+  "slope, sizes, said",
+  [
+    (1.0, 1.0, False),
+    (0.9995, 1.0, False),  # rounding, a weak decay
+    (0.99, 1.0, True),
+    (-1.0, 1.0, True),
+    (0.0, 0.0, False),
+    (np.nan, np.nan, False),  # a faulty batch says nothing
+    (1.0, np.inf, False),
+  ],
+)
+def test_what_tells_of_memory(slope, sizes, said):
+  assert rule.remembers(jnp.asarray(slope), jnp.asarray(sizes)) == said
