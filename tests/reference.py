@@ -85,8 +85,7 @@ BASES = {"sgd": Sgd, "momentum": Momentum, "adam": Adam}
 class DefaultRule:
   """Averages of slope and curvature apart, fresh slope, dense start.
 
-  `share` = 0 leaves the least rate by distance out, `alone` = False the fits
-  that stand alone.
+  `share` = 0 leaves the least rate by distance out.
   """
 
   eta: float
@@ -96,7 +95,6 @@ class DefaultRule:
   gamma_fresh: float = 0.97
   share: float = 0.15
   fresh: bool = True
-  alone: bool = True
   horizon: int | None = None
 
   def __post_init__(self):
@@ -176,10 +174,10 @@ class DefaultRule:
         noiseless = fresh >= self.B
         slope = min(max(fresh, self._distance_rate() * self.A), self.B)
       one_step = self.every == 1 and self.t >= self.dense_start
-      own = self.alone and one_step and not self.uphill and noiseless
-      if own and curvature > 0:
-        most = 10 * min(self.eta, slope / self.A if self.A > 0 else np.inf)
-        self.eta = np.clip(b / curvature, self.eta / 10, most)
+      alone = one_step and not self.uphill and noiseless
+      if alone and curvature > 0:
+        own = min(b / curvature, 2 * slope / self.A if self.A > 0 else np.inf)
+        self.eta = np.clip(own, self.eta / 10, self.eta * 10)
       elif slope > 0 and self.A > 0:
         self.eta = np.clip(slope / self.A, self.eta / 10, self.eta * 10)
       elif slope > 0:

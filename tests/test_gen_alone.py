@@ -22,6 +22,8 @@ pytestmark = pytest.mark.usefixtures("x64")
 HESSIAN = np.array([1.0, 3.0, 10.0, 30.0])
 START = np.array([4.0, -3.0, 2.0, 1.0])
 DENSE, STEPS = 20, 40
+# After steps in which the averages come near the lines they now bound.
+LATE = DENSE + 10
 
 WITHOUT_MEMORY = {
   "sgd": lambda: optax.sgd(1.0),
@@ -72,16 +74,15 @@ def steps_of(base, loss=quadratic, **options):
 def test_without_memory_a_step_ends_at_its_line_s_minimum(base):
   state, short = steps_of(base)
   assert state.memoryless
-  # Three steps in which the rate grows by up to ten and F falls behind B.
-  np.testing.assert_allclose(short[DENSE + 3 :], 1.0, rtol=1e-6)
-  assert np.max(np.abs(short[1:DENSE] - 1)) > 0.01
+  np.testing.assert_allclose(short[LATE:], 1.0, rtol=1e-6)
+  assert np.median(np.abs(short[1:DENSE] - 1)) > 0.1
 
 
 @pytest.mark.parametrize("base", WITH_MEMORY)
 def test_momentum_shows_in_the_dense_start(base):
   state, short = steps_of(base)
   assert not state.memoryless
-  assert np.max(np.abs(short[DENSE:] - 1)) > 0.01
+  assert np.median(np.abs(short[LATE:] - 1)) > 0.1
 
 
 @pytest.mark.parametrize(
@@ -92,13 +93,13 @@ def test_momentum_shows_in_the_dense_start(base):
 def test_what_else_averages(options):
   """A fit that serves several steps, or one whose noise nothing tells."""
   _, short = steps_of("sgd", **options)
-  assert np.max(np.abs(short[DENSE:] - 1)) > 0.01
+  assert np.median(np.abs(short[LATE:] - 1)) > 0.1
 
 
 def test_noise_is_averaged():
   state, short = steps_of("sgd", noisy)
   assert state.memoryless
-  assert np.max(np.abs(short[DENSE:] - 1)) > 0.01
+  assert np.median(np.abs(short[LATE:] - 1)) > 0.1
 
 
 # The rule alone
@@ -138,12 +139,12 @@ def test_where_a_line_s_own_optimum_is_taken(curvature, fresh, alone, rate):
   np.testing.assert_allclose(found, rate, rtol=1e-12)
 
 
-def test_a_line_is_at_most_ten_times_as_long_as_the_averages_say():
+def test_a_line_is_at_most_twice_as_long_as_the_averages_say():
   """They say 0.75 / 0.255, and its own fit 100."""
   found, _, _ = rule.average_and_divide(
     fit_of(1.0, 0.01), after_one(fresh=1.0), jnp.array(20.0), 0.5, True
   )
-  np.testing.assert_allclose(found, 7.5 / 0.255, rtol=1e-12)
+  np.testing.assert_allclose(found, 1.5 / 0.255, rtol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -61,12 +61,12 @@ def test_small_terms_of_one_shape_are_added_before_they_are_reduced(x64):
 
 def test_vdot_of_sizes(x64):
   """Equal to the product where that has one sign in every coordinate."""
-  a = {"x": jnp.array([1.0, -2.0, 3.0]), "i": jnp.array([7]), "z": 1.0 + 2.0j}
-  b = {"x": jnp.array([4.0, 5.0, -6.0]), "i": jnp.array([9]), "z": 3.0 - 1.0j}
+  a = {"x": jnp.array([1.0, -2.0, 3.0]), "i": jnp.array([7]), "z": 3.0 + 4.0j}
+  b = {"x": jnp.array([4.0, 5.0, -6.0]), "i": jnp.array([9]), "z": 2.0 + 0.0j}
   a, b = (jax.tree.map(jnp.asarray, tree) for tree in (a, b))
-  # Re conj(1 + 2i) (3 - i) = 1; integers are no coordinates.
-  assert trees.vdot_of_sizes(a, b, jnp.float64) == 4 + 10 + 18 + 1
-  assert trees.vdot(a, b, jnp.float64) == 4 - 10 - 18 + 1
+  # Integers are no coordinates, and a complex number is one.
+  assert trees.vdot_of_sizes(a, b, jnp.float64) == 4 + 10 + 18 + 5 * 2
+  assert trees.vdot(a, b, jnp.float64) == 4 - 10 - 18 + 3 * 2
 
 
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])

@@ -32,6 +32,9 @@ MAX_RISE = 30.0
 # The share of an update's slope that coordinates may take back which go uphill:
 # rounding does, and a weak decay of the weights.
 MAX_UPHILL = 1e-3
+# A line's own optimum is at most this many times what the averages say. Ten is
+# too bold where the loss changes with the step (an actor's).
+MAX_LEAD = 2.0
 # Bounds that keep ten-fold moves inside float32.
 MIN_RATE, MAX_RATE = 1e-30, 1e30
 
@@ -127,7 +130,7 @@ def remembers(slope, sizes) -> jax.Array:
 
   Args:
     slope: -<g, u>.
-    sizes: the sum of |g_i u_i|.
+    sizes: the sum of |g_i| |u_i|.
   """
   return jnp.isfinite(sizes) & (slope < (1 - MAX_UPHILL) * sizes)
 
@@ -241,7 +244,7 @@ def average_and_divide(
       b' = clip(F, r C, B)
         with F the average slope on fresh data and r the `distance_rate`,
       rate <- clip(x, rate / 10, 10 rate)   if b' > 0, and stays if not,
-        with x = min(b / A, 10 b' / C)   if it stands alone and C, A > 0,
+        with x = min(b / A, 2 b' / C)   if it stands alone and C, A > 0,
                  b' / C   if C > 0, else b / A if A > 0, else infinite.
 
   A fit stands alone that serves one step, of an optimizer without memory, and
@@ -296,8 +299,8 @@ def average_and_divide(
   curved = averages.curvature > 0
   optimum = slope / jnp.where(curved, averages.curvature, 1.0)
   own = jnp.where(fit.curvature > 0, fit.optimum, jnp.inf)
-  # By its own fit alone a line may be far longer than it is quadratic.
-  bounded = jnp.minimum(own, MAX_RATIO * optimum)
+  # A line's own optimum lies where the fit has not looked, and may be far.
+  bounded = jnp.minimum(own, MAX_LEAD * optimum)
   alone = alone & noiseless & (fit.curvature > 0)
   optimum = jnp.where(alone, bounded, optimum)
   optimum = jnp.where(curved, optimum, own)

@@ -87,7 +87,7 @@ def scale_by_gen(
   from falling to what is best for the next step alone (`rule.distance_rate`).
   Nothing is averaged where every step fits, the optimizer has no memory (its
   updates have gone along -g in each coordinate so far) and fresh data see no
-  noise (F >= B): then :math:`\eta = \min(b / A, 10 B / A_{avg})`.
+  noise (F >= B): then :math:`\eta = \min(b / A, 2 B / A_{avg})`.
 
   This departs from the paper's Algorithm 1 (`scale_by_gen_paper`), which
   averages the quotients b / A and diverges with momentum and Adam. The first

@@ -52,21 +52,27 @@ def vdot(a, b, dtype) -> jax.Array:
   `optax.tree.vdot` ravels each leaf, which an Explicit mesh refuses and which
   costs a gather on a sharded one.
   """
-  return total(_products(a, b), dtype)
 
-
-def vdot_of_sizes(a, b, dtype) -> jax.Array:
-  """The sum of the sizes of what `vdot` adds: equal to it without a sign."""
-  return total([jnp.abs(x) for x in _products(a, b)], dtype)
-
-
-def _products(a, b) -> list[jax.Array]:
   def product(x, y):
     wide = at_least_float32(jnp.promote_types(x.dtype, y.dtype))
     return jnp.real(jnp.conj(x).astype(wide) * y.astype(wide))
 
   pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-  return [product(x, y) for x, y in pairs if is_float(x) and is_float(y)]
+  return total(
+    [product(x, y) for x, y in pairs if is_float(x) and is_float(y)], dtype
+  )
+
+
+def vdot_of_sizes(a, b, dtype) -> jax.Array:
+  """The sum of |a_i| |b_i|: |<a, b>| where all its terms have one sign.
+
+  Not of |a_i b_i|: XLA would hold the terms for this sum and for the other.
+  """
+
+  def size(x):
+    return jnp.abs(x) if is_float(x) else x
+
+  return vdot(jax.tree.map(size, a), jax.tree.map(size, b), dtype)
 
 
 def total(terms, dtype) -> jax.Array:
