@@ -11,11 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from running import gen_state, run
+from running import fit_of, gen_state, run
 
 import gen_optax
 from gen_optax.gen import rule
-from gen_optax.gen.fit import LineFit
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -103,11 +102,6 @@ def test_noise_is_averaged():
 
 
 # The rule alone
-
-
-def fit_of(slope, curvature):
-  values = jnp.array([slope, curvature, slope / curvature, 1.0])
-  return LineFit(*values, jnp.array(True))
 
 
 def after_one(fresh):

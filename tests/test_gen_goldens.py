@@ -14,11 +14,19 @@ import numpy as np
 import optax
 import pytest
 import reference
-from running import LOSSES, assert_digits, gen_state, run, static, step
+from running import (
+  LOSSES,
+  assert_digits,
+  fit_of,
+  gen_state,
+  run,
+  static,
+  step,
+)
 
 import gen_optax
 from gen_optax.gen import rule
-from gen_optax.gen.fit import LineFit, check_probes, fit_losses
+from gen_optax.gen.fit import check_probes, fit_losses
 from gen_optax.oracle import hessian, line
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -478,13 +486,6 @@ def test_gen_lion_averages_over_its_memory():
 
 
 # The rule alone
-
-
-def fit_of(slope, curvature):
-  slope, curvature = jnp.asarray(slope), jnp.asarray(curvature)
-  optimum = slope / jnp.where(curvature == 0, 1.0, curvature)
-  quality, finite = jnp.ones_like(slope), jnp.array(True)
-  return LineFit(slope, curvature, optimum, quality, finite)
 
 
 @pytest.mark.parametrize(
