@@ -32,8 +32,8 @@ WITHOUT_MOMENTUM = ("sgd", "rmsprop")
 EVERY = (1, 8)
 INITIAL_RATES = (1e-6, 1e-3, 1.0)
 SCHEDULES = ("cosine", "constant")
-# Seeds 3 to 13 served to develop GeN's rule.
-FIRST_REPORT_SEED = 14
+# Seeds 3 to 16 served to develop GeN's rule.
+FIRST_REPORT_SEED = 17
 
 
 def main():

@@ -125,7 +125,7 @@ class DefaultRule:
         return
 
   def _distance_rate(self):
-    """By the updates before this one, and the points up to this one."""
+    """By the updates before this one, and the points looked at so far."""
     return self.share * max(self.distances) / np.linalg.norm(self.lengths)
 
   def _usual(self):
@@ -152,7 +152,10 @@ class DefaultRule:
     value = value_fn(w)
     b = -grad @ u
     self.start = w if self.start is None else self.start
-    self.distances.append(np.linalg.norm(w - self.start))
+    if self.t < 20 or (self.t - 20) % 8 == 0:
+      self.distances.append(np.linalg.norm(w - self.start))
+      up, down = (np.maximum(x, 0).sum() for x in (grad * u, -grad * u))
+      self.uphill |= up > down / 1999
     if self.fresh and self.t > 0:
       seen = self.emitted_bend - grad @ self.previous
       self.F = self.gamma_fresh * self.F + (1 - self.gamma_fresh) * seen
@@ -160,8 +163,6 @@ class DefaultRule:
       self._calibrate(value_fn, w, u, value, b)
     if self.t < self.dense_start or self.t % self.every == 0:
       self.fit_steps.append(self.t)
-      up, down = (np.maximum(x, 0).sum() for x in (grad * u, -grad * u))
-      self.uphill |= up > down / 1999
       curvature = self._bend(value_fn, w, u, value, b) / self.eta**2
       self.wild |= self._is_wild(b, curvature)
       share = self._share(b, curvature)

@@ -11,6 +11,7 @@ from network import initial_params, loss_fn
 from running import gen_state, left_loops, run, step
 
 import gen_optax
+from gen_optax.oracle import trees
 
 CURVATURE = jnp.array([1.0, 4.0, 9.0])
 SEARCH = 25  # forward passes that the first step may spend, by the docstring
@@ -200,9 +201,37 @@ def test_the_first_search_is_bounded(line):
     assert calls[0, 0] <= SEARCH
 
 
-@pytest.mark.parametrize("estimator", ["fit", "forward", "hvp"])
-def test_nothing_of_a_fit_leaves_its_loop(estimator):
-  stage = gen_optax.scale_by_gen(estimator=estimator, every=8)
+@pytest.mark.parametrize("replicas", [None, 3])
+def test_looks_are_made_on_the_first_steps_and_on_every_eighth(
+  replicas, monkeypatch
+):
+  """The two sums over the parameters that no fit needs."""
+  looks = collections.Counter()
+
+  def watch(name):
+    pure = getattr(trees, name)
+
+    def watched(*args):
+      out = pure(*args)
+      jax.debug.callback(lambda _: looks.update([name]), out)
+      return out
+
+    monkeypatch.setattr(trees, name, watched)
+
+  watch("distance")
+  watch("vdot_of_sizes")
+  count(momentum(), 60, replicas)
+  jax.effects_barrier()
+  due = 20 + len(range(20, 60, 8))
+  assert looks == dict.fromkeys(
+    ("distance", "vdot_of_sizes"), due * (replicas or 1)
+  )
+
+
+@pytest.mark.parametrize("every", [1, 8])
+@pytest.mark.parametrize("estimator", ["known_slope", "fit", "forward", "hvp"])
+def test_nothing_of_a_fit_or_a_look_leaves_its_loop(estimator, every):
+  stage = gen_optax.scale_by_gen(estimator=estimator, every=every)
   tx = optax.chain(optax.sgd(1.0), stage)
   params = initial_params()
 

@@ -76,6 +76,20 @@ def test_losses_that_are_not_finite(bad, ready, when, every, probes_only):
   assert jnp.sum(SCALE * (w - 3.0) ** 2) < before
 
 
+@pytest.mark.parametrize("ready", [True, False])
+def test_fresh_data_see_no_step_that_was_withheld(ready):
+  tx, train = breakable(ready, 1, True)
+  w = jnp.array([20.0, -9.0])
+  state = tx.init(w)
+  weights = []
+  for t in range(8):
+    w, state, _ = train(w, state, t == 5, np.nan)
+    weights.append(float(gen_state(state).averages.fresh_weight))
+  grew = np.diff(weights) > 0
+  # Step 5 is no judge of the one before it, and leaves none to judge.
+  np.testing.assert_array_equal(grew, [True] * 4 + [False, False, True])
+
+
 def test_a_search_that_would_jump_from_end_to_end():
   """Each optimum lies nearly as far on the other side of the best rate."""
 

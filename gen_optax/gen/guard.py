@@ -116,8 +116,7 @@ def skip_implausible(
     # A loop of one trip, so that the state is written once and in place. The
     # step is written where the gradient was.
     new_updates, inner_state = run_if(~refused, step, (updates, standing))
-    zeros = optax.tree.zeros_like(new_updates)
-    new_updates = trees.select(refused, zeros, new_updates)
+    new_updates = run_if(refused, optax.tree.zeros_like, new_updates)
     counted = jnp.minimum(size, longest)
     mixed = SMOOTHING * state.size + (1 - SMOOTHING) * counted
     mixed = jnp.where(known & ~restart, mixed, size)

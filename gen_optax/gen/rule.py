@@ -50,7 +50,8 @@ class Averages(NamedTuple):
     fresh_weight: its weight.
     size: running average of the squared norm of the update.
     path: sum of the squared norms of the updates.
-    reach: largest distance of the parameters from where they started.
+    reach: largest distance from where the parameters started, of the points
+      that were looked at.
   """
 
   slope: jax.Array
@@ -215,6 +216,11 @@ def average_size(averages: Averages, size, wild, smoothing) -> Averages:
   )
 
 
+def farther(reach, away) -> jax.Array:
+  """The larger of two distances, where the second is finite."""
+  return jnp.where((away > reach) & jnp.isfinite(away), away, reach)
+
+
 def distance_rate(averages: Averages) -> jax.Array:
   """A rate that needs no curvature; zero before the parameters have moved.
 
@@ -262,7 +268,7 @@ def average_and_divide(
   Args:
     fit: a finite fit at `rate`.
     averages: the averages before it; their `fresh_slope` includes this batch,
-      and their `reach` this point.
+      and their `reach` this point where it was looked at.
     rate: the rate that the fit probed.
     smoothing: averaging constant of B and C, in [0, 1).
     alone: whether no other step depends on this rate: the next one has a fit of

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax.gen import estimators, rule
+from gen_optax.gen import estimators, looks, rule
 from gen_optax.gen.fit import unknown_fit
 from gen_optax.gen.search import fit_or_search, is_sound
 from gen_optax.gen.stage import (
@@ -20,6 +20,7 @@ from gen_optax.gen.stage import (
 from gen_optax.oracle import trees
 from gen_optax.oracle.checks import is_known
 from gen_optax.oracle.closures import require, require_scalar
+from gen_optax.oracle.lazy import run_if
 from gen_optax.oracle.line import Evaluate
 
 
@@ -31,13 +32,15 @@ class ScaleByGenState(NamedTuple):
     learning_rate: the rate, in at least float32.
     calibrated: whether the first rate has been found.
     averages: running averages of slope and curvature.
-    previous_update: the last update that was taken; None without
+    previous_update: the last update, zero where it was withheld; None without
       `fresh_slope`.
     previous_bend: the last emitted rate times the curvature it met.
-    follows: whether the two above describe a step that was taken.
+    follows: whether the two above describe a step that was taken and no wild
+      one.
     start: the parameters at the start; None without `fresh_slope`.
-    memoryless: whether no update so far went uphill in a coordinate, as those
-      of an optimizer with memory do; looked at where `every` is 1.
+    memoryless: whether no update that was looked at went uphill in a
+      coordinate, as those of an optimizer with memory do; looked at where
+      `every` is 1.
     info: diagnostics.
   """
 
@@ -84,7 +87,8 @@ def scale_by_gen(
   F is the average slope that fresh data see: the new gradient against the last
   update. It costs no forward pass and removes the batch's own noise from b.
   :math:`r = 0.15 \max_s |w_s - w_0| / (\sum_s |u_s|^2)^{1/2}` keeps the rate
-  from falling to what is best for the next step alone (`rule.distance_rate`).
+  from falling to what is best for the next step alone (`rule.distance_rate`);
+  the distance is looked at on the first 20 steps and on every eighth.
   Nothing is averaged where every step fits, the optimizer has no memory (its
   updates have gone along -g in each coordinate so far) and fresh data see no
   noise (F >= B): then :math:`\eta = \min(b / A, 2 B / A_{avg})`.
@@ -140,15 +144,15 @@ def scale_by_gen(
       line that mends the call.
 
   Cost: with `value`, one forward pass on a fitting step ("known_slope") and
-  none on the others, under `jax.vmap` too; up to 25 on the first step. Four
-  sums over the parameters on every step, five with `every=1`. State: two
-  buffers of the parameters' size (none with `fresh_slope=False`); one more
-  while the loss is evaluated.
+  none on the others, under `jax.vmap` too; up to 25 on the first step. Three
+  sums over the parameters on every step; on the first twenty and every eighth
+  one more, two with `every=1`. State: two buffers of the parameters' size (none
+  with `fresh_slope=False`); one more while the loss is evaluated.
 
   On a mesh it sends what its evaluations of the closure send, and nothing else
   where parameters are replicated: one all-reduce of the loss. Where they are
-  sharded, besides, up to five scalars for each leaf (seven with "hvp"), four of
-  them on every step, and one more with `every=1`. A closure that gathers
+  sharded, besides, up to five scalars for each leaf (seven with "hvp"), three
+  of them on every step, and one more with `every=1`. A closure that gathers
   parameters gathers them once more for each pass of a fit; `every` divides
   that.
 
@@ -233,9 +237,19 @@ def scale_by_gen(
         healthy = healthy & jnp.isfinite(scalar)
     suspect = rule.is_suspect(size, slope, averages, rate)
     memoryless = state.memoryless
-    if may_stand_alone:
-      sizes = trees.vdot_of_sizes(grad, updates, dtype)
-      memoryless = memoryless & ~rule.remembers(slope, sizes)
+    if fresh_slope:
+
+      def observe(known):
+        reach, memoryless = known
+        away = trees.distance(params, state.start, dtype)
+        if may_stand_alone:
+          sizes = trees.vdot_of_sizes(grad, updates, dtype)
+          memoryless = memoryless & ~rule.remembers(slope, sizes)
+        return rule.farther(reach, away), memoryless
+
+      known = looks.look(state.count, observe, (averages.reach, memoryless))
+      reach, memoryless = known
+      averages = averages._replace(reach=reach)
 
     due = (state.count < dense_start) | (state.count % every == 0)
     due = (due | suspect | ~state.calibrated) & healthy & (size > 0)
@@ -274,10 +288,6 @@ def scale_by_gen(
         rule.average_fresh_slope(averages, state.previous_bend - seen),
         averages,
       )
-      away = trees.distance(params, state.start, dtype)
-      farther = (away > averages.reach) & jnp.isfinite(away)
-      reach = jnp.where(farther, away, averages.reach)
-      averages = averages._replace(reach=reach)
 
     # Momentum shows in the dense start, but not in its first step.
     alone = memoryless & (state.count >= dense_start) & (every == 1)
@@ -300,24 +310,23 @@ def scale_by_gen(
     emitted = emitted * horizon_factor(horizon, state.count, dtype)
     emitted = jnp.where(taken, emitted, 0.0)
 
-    # The fresh slope reads the last step that was taken.
+    # Zero whatever it was made of, for this step and for the fresh slope.
+    updates = run_if(~taken, optax.tree.zeros_like, updates)
     previous_update, previous_bend = state.previous_update, state.previous_bend
     if fresh_slope:
       met = jnp.where(due, fit.curvature, rule.mean_curvature(averages))
-      previous_bend = jnp.where(taken, emitted * met, previous_bend)
+      previous_bend = jnp.where(taken, emitted * met, 0.0)
       previous_update = jax.tree.map(
-        lambda u, last: jnp.where(taken, u.astype(last.dtype), last),
-        updates,
-        previous_update,
+        lambda u, last: u.astype(last.dtype), updates, previous_update
       )
-    return trees.scale(updates, emitted), ScaleByGenState(
+    return trees.multiply(updates, emitted), ScaleByGenState(
       count=trees.increment(state.count),
       learning_rate=new_rate,
       calibrated=calibrated,
       averages=new_averages,
       previous_update=previous_update,
       previous_bend=previous_bend,
-      follows=jnp.where(taken, ~wild, state.follows),
+      follows=taken & ~wild,
       start=state.start,
       memoryless=memoryless,
       info=trees.select(

@@ -281,21 +281,31 @@ def increment(count) -> jax.Array:
   return jnp.asarray(optax.safe_increment(count))
 
 
-def scale(tree, factor):
-  """`factor * tree`, each leaf multiplied in >= float32, in its own dtype.
+def multiply(tree, factor):
+  """`factor * tree`, each leaf multiplied in >= float32, in its own dtype."""
 
-  A zero factor gives zeros even where the leaf is NaN or infinite: a withheld
-  step must not carry them on.
-  """
-
-  def leaf_scale(x):
+  def leaf_multiply(x):
     if not is_float(x):
       return x
     wide = at_least_float32(x.dtype)
-    step = factor.astype(jnp.finfo(wide).dtype) * x.astype(wide)
-    return jnp.where(factor == 0, jnp.zeros_like(step), step).astype(x.dtype)
+    product = factor.astype(jnp.finfo(wide).dtype) * x.astype(wide)
+    return product.astype(x.dtype)
 
-  return jax.tree.map(leaf_scale, tree)
+  return jax.tree.map(leaf_multiply, tree)
+
+
+def scale(tree, factor):
+  """`multiply`, with zeros for a zero factor where a leaf is NaN or infinite.
+
+  A withheld step must not carry them on.
+  """
+
+  def leaf_scale(x, product):
+    if not is_float(x):
+      return x
+    return jnp.where(factor == 0, jnp.zeros_like(product), product)
+
+  return jax.tree.map(leaf_scale, tree, multiply(tree, factor))
 
 
 def select(predicate, if_true, if_false):

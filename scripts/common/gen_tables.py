@@ -2,6 +2,8 @@
 
 from common import report
 
+# The default's work beyond its base step, in forward passes.
+MOST_WORK = 1.05
 # By every: the least share of its ideal that the fastest evaluation has.
 LEAST_OF_IDEAL = {1: 0.90, 8: 0.95}
 
@@ -74,8 +76,12 @@ def lazy_table(record: dict) -> str:
 
 
 def verdicts(record: dict, default: str) -> str:
-  """The fastest evaluation's share of the ideal, and the paper's ideal."""
-  lines = []
+  """Work, the fastest evaluation's share of the ideal, the paper's ideal."""
+  work = record["candidates"][default]["flops_in_forward"]
+  lines = [
+    f"{'met   ' if work <= MOST_WORK else 'MISSED'} the default's fitting step "
+    f"costs {work:.3f} forward passes, at most {MOST_WORK}"
+  ]
   for every, least in LEAST_OF_IDEAL.items():
     rows = [row for row in record["times"] if row["every"] == every]
     if not rows:
