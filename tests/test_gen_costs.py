@@ -230,7 +230,7 @@ def test_looks_are_made_on_the_first_steps_and_on_every_eighth(
 
 @pytest.mark.parametrize("every", [1, 8])
 @pytest.mark.parametrize("estimator", ["known_slope", "fit", "forward", "hvp"])
-def test_nothing_of_a_fit_or_a_look_leaves_its_loop(estimator, every):
+def test_nothing_of_a_fit_leaves_its_loop(estimator, every):
   stage = gen_optax.scale_by_gen(estimator=estimator, every=every)
   tx = optax.chain(optax.sgd(1.0), stage)
   params = initial_params()

@@ -13,14 +13,6 @@ FIRST_LOOKS = 20
 EVERY = 8
 
 
-def is_due(count: jax.Array) -> jax.Array:
-  """Whether the call that `count` others precede looks.
-
-  The later looks lie between the fits of `every=8`.
-  """
-  return (count < FIRST_LOOKS) | ((count - FIRST_LOOKS) % EVERY == 0)
-
-
 def look(count: jax.Array, observe: Callable[[Any], Any], known: Any) -> Any:
   """`observe(known)` on a call that looks, else `known` itself.
 
@@ -32,4 +24,6 @@ def look(count: jax.Array, observe: Callable[[Any], Any], known: Any) -> Any:
   Returns:
     What is known now.
   """
-  return run_if(is_due(count), observe, known)
+  # Between the fits of `every=8`.
+  late = (count - FIRST_LOOKS) % EVERY == 0
+  return run_if((count < FIRST_LOOKS) | late, observe, known)

@@ -35,8 +35,8 @@ class ScaleByGenState(NamedTuple):
     previous_update: the last update, zero where it was withheld; None without
       `fresh_slope`.
     previous_bend: the last emitted rate times the curvature it met.
-    follows: whether the two above describe a step that was taken and no wild
-      one.
+    follows: whether the two above describe a step that was taken, neither zero
+      nor wild.
     start: the parameters at the start; None without `fresh_slope`.
     memoryless: whether no update that was looked at went uphill in a
       coordinate, as those of an optimizer with memory do; looked at where
@@ -152,7 +152,8 @@ def scale_by_gen(
   On a mesh it sends what its evaluations of the closure send, and nothing else
   where parameters are replicated: one all-reduce of the loss. Where they are
   sharded, besides, up to five scalars for each leaf (seven with "hvp"), three
-  of them on every step, and one more with `every=1`. A closure that gathers
+  of them on every step; one more with `every=1`, where it looks at the
+  distance. A closure that gathers
   parameters gathers them once more for each pass of a fit; `every` divides
   that.
 
@@ -247,8 +248,9 @@ def scale_by_gen(
           memoryless = memoryless & ~rule.remembers(slope, sizes)
         return rule.farther(reach, away), memoryless
 
-      known = looks.look(state.count, observe, (averages.reach, memoryless))
-      reach, memoryless = known
+      reach, memoryless = looks.look(
+        state.count, observe, (averages.reach, memoryless)
+      )
       averages = averages._replace(reach=reach)
 
     due = (state.count < dense_start) | (state.count % every == 0)
@@ -284,7 +286,7 @@ def scale_by_gen(
     # slope at its start was e A - <grad, u>.
     if fresh_slope:
       averages = trees.select(
-        state.follows & taken & ~wild,
+        state.follows & healthy & ~wild,
         rule.average_fresh_slope(averages, state.previous_bend - seen),
         averages,
       )
@@ -326,7 +328,7 @@ def scale_by_gen(
       averages=new_averages,
       previous_update=previous_update,
       previous_bend=previous_bend,
-      follows=taken & ~wild,
+      follows=taken & ~wild & (size > 0),
       start=state.start,
       memoryless=memoryless,
       info=trees.select(

@@ -127,11 +127,13 @@ def extra_cost(problem: Problem, optimizer, base: Cost, forward: Cost) -> dict:
   """A step over the base's: flops in F, memory in copies of the parameters."""
   cost = step_cost(problem, optimizer)
   with mock.patch.object(looks, "look", lambda count, observe, known: known):
-    flops = step_cost(problem, optimizer).flops
-  flops += (cost.flops - flops) / looks.EVERY - base.flops
+    blind = step_cost(problem, optimizer).flops
+  looking = cost.flops - base.flops
+  flops = looking - (1 - 1 / looks.EVERY) * (cost.flops - blind)
   copy = 4 * problem.size
   return {
     "flops_in_forward": flops / forward.flops,
+    "flops_in_forward_looking": looking / forward.flops,
     "flops_per_parameter": (flops - forward.flops) / problem.size,
     "temporary_copies": (cost.temporary - base.temporary) / copy,
     "state_copies": (cost.arguments - base.arguments) / copy,
@@ -176,7 +178,7 @@ def count_evaluations(optimizer) -> int:
 
 
 def cycle_timer(step, carry, batches) -> Callable[[], float]:
-  """Seconds of one cycle from the same state; others run before."""
+  """Seconds of one cycle after `WARM_CYCLES` others, each time the same."""
 
   def run(carry, batches):
     carry, values = jax.lax.scan(step, carry, batches)
