@@ -85,6 +85,13 @@ def test_the_default_is_one_forward_pass(problem, name):
 
 
 @pytest.mark.parametrize("name", DEFAULTS)
+def test_so_is_a_step_that_looks(extra, name):
+  """By XLA's plain count of the compiled step, with 512 examples."""
+  work = extra(name, DEFAULTS[name]())["flops_in_forward_looking"]
+  assert 1.0 <= work <= gen_tables.MOST_WORK
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
 def test_the_default_holds_one_perturbed_copy(extra, name):
   cost = extra(name, DEFAULTS[name]())
   assert cost["temporary_copies"] <= 1.0

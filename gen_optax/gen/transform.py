@@ -153,9 +153,8 @@ def scale_by_gen(
   where parameters are replicated: one all-reduce of the loss. Where they are
   sharded, besides, up to five scalars for each leaf (seven with "hvp"), three
   of them on every step; one more with `every=1`, where it looks at the
-  distance. A closure that gathers
-  parameters gathers them once more for each pass of a fit; `every` divides
-  that.
+  distance. A closure that gathers parameters gathers them once more for each
+  pass of a fit; `every` divides that.
 
   Example:
 
@@ -318,9 +317,7 @@ def scale_by_gen(
     if fresh_slope:
       met = jnp.where(due, fit.curvature, rule.mean_curvature(averages))
       previous_bend = jnp.where(taken, emitted * met, 0.0)
-      previous_update = jax.tree.map(
-        lambda u, last: u.astype(last.dtype), updates, previous_update
-      )
+      previous_update = optax.tree.cast_like(updates, previous_update)
     return trees.multiply(updates, emitted), ScaleByGenState(
       count=trees.increment(state.count),
       learning_rate=new_rate,

@@ -64,10 +64,7 @@ def vdot(a, b, dtype) -> jax.Array:
 
 
 def vdot_of_sizes(a, b, dtype) -> jax.Array:
-  """The sum of |a_i| |b_i|: |<a, b>| where all its terms have one sign.
-
-  Not of |a_i b_i|: XLA would hold the terms for this sum and for the other.
-  """
+  """The sum of |a_i| |b_i|: |<a, b>| where all its terms have one sign."""
 
   def size(x):
     return jnp.abs(x) if is_float(x) else x
