@@ -56,7 +56,13 @@ AmosInfo, Eigenpairs, StepResult.
 import importlib
 
 from gen_optax import amos, elmo, problems, psgd
-from gen_optax.alias import (
+from gen_optax.amos.transform import AmosInfo, AmosRouterState, amos_router
+from gen_optax.averaging import average_parameters, averaged_parameters
+from gen_optax.elmo.alias import elmo_dense, elmo_lanczos
+from gen_optax.elmo.report import curvature_report
+from gen_optax.elmo.track import track_lipschitz
+from gen_optax.elmo.transform import ElmoInfo, ScaleByElmoState, scale_by_elmo
+from gen_optax.gen.alias import (
   gen_adam,
   gen_adamw,
   gen_lion,
@@ -64,16 +70,10 @@ from gen_optax.alias import (
   gen_sgd,
   generalized_newton,
 )
-from gen_optax.amos.transform import AmosInfo, AmosRouterState, amos_router
-from gen_optax.averaging import average_parameters, averaged_parameters
-from gen_optax.elmo.alias import elmo_dense, elmo_lanczos
-from gen_optax.elmo.report import curvature_report
-from gen_optax.elmo.track import track_lipschitz
-from gen_optax.elmo.transform import ElmoInfo, ScaleByElmoState, scale_by_elmo
-from gen_optax.gen.guard import skip_implausible
 from gen_optax.gen.paper import ScaleByGenPaperState, scale_by_gen_paper
 from gen_optax.gen.stage import GenInfo
 from gen_optax.gen.transform import ScaleByGenState, scale_by_gen
+from gen_optax.guards.skip import skip_implausible
 from gen_optax.oracle.closures import (
   average_over,
   check_value_fn,

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax.oracle import trees
+from gen_optax.helpers import trees
+from gen_optax.helpers.trees import widen
 from gen_optax.oracle.closures import require
-from gen_optax.oracle.hessian import widen
 
 # The window of the average grows like t / 10.
 DEGREE = 8

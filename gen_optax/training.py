@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from gen_optax.oracle.checks import take_optimizer
+from gen_optax.helpers.checks import take_optimizer
 from gen_optax.oracle.line import real_scalar
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import gen_optax
 from gen_optax import amos, elmo
-from gen_optax.amos import threshold as thresholds
+from gen_optax.amos import thresholds
 from gen_optax.amos.granularity import make_granularity
 
 SHAPES = {"a": (3, 4), "b": (7,), "c": ()}

@@ -14,7 +14,7 @@ import pytest
 
 import gen_optax
 from gen_optax import psgd
-from gen_optax.oracle.lazy import run_if
+from gen_optax.helpers.lazy import run_if
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from common import psgd_costs, psgd_peer  # noqa: E402

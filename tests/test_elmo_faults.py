@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import gen_optax
-from gen_optax.elmo import retreat
+from gen_optax.guards import undo
 
 FORMS = {
   "dense": {},
@@ -229,11 +229,11 @@ def test_a_step_that_the_loss_belies_is_taken_back(tx, when):
 
 def test_what_is_no_reason_to_go_back():
   params, number = {"w": jnp.ones(2)}, jnp.float32
-  last = retreat.no_step(params, jnp.float32)
-  at = lambda last, value, taken=True: retreat.remember(
+  last = undo.no_step(params, jnp.float32)
+  at = lambda last, value, taken=True: undo.remember(
     last, params, number(value), jnp.asarray(taken)
   )
-  belied = lambda last, value: bool(retreat.is_belied(last, number(value)))
+  belied = lambda last, value: bool(undo.is_belied(last, number(value)))
   assert not belied(last, 1e9)  # no step
   last = at(last, 2.0)
   assert belied(last, 4.1) and not belied(last, 3.9)  # twice the first loss

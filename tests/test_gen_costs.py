@@ -11,7 +11,7 @@ from network import initial_params, loss_fn
 from running import gen_state, left_loops, run, step
 
 import gen_optax
-from gen_optax.oracle import trees
+from gen_optax.helpers import trees
 
 CURVATURE = jnp.array([1.0, 4.0, 9.0])
 SEARCH = 25  # forward passes that the first step may spend, by the docstring

@@ -12,7 +12,7 @@ from network import initial_params, loss_fn
 
 import gen_optax
 from gen_optax import psgd
-from gen_optax.psgd import pairs as sources
+from gen_optax.psgd import sources
 
 STRUCTURES = {
   "diagonal": psgd.diagonal,

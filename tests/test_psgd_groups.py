@@ -41,7 +41,7 @@ from psgd_reference import (
 )
 
 from gen_optax import psgd, scale_by_psgd
-from gen_optax.oracle import trees
+from gen_optax.helpers import trees
 from gen_optax.psgd.kron import Factors
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gen_optax.oracle import trees
-from gen_optax.oracle.checks import is_known
+from gen_optax.helpers import trees
+from gen_optax.helpers.checks import is_known
 
 NAMES = ("tensor_mean", "tensor_max", "element")
 

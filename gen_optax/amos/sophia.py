@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax.oracle.checks import check_not_negative
+from gen_optax.helpers.checks import check_not_negative
 from gen_optax.oracle.closures import rename_extra_args
 
 

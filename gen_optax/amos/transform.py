@@ -7,16 +7,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax.amos import curvature as sources
-from gen_optax.amos import states as teams
-from gen_optax.amos import threshold as thresholds
+from gen_optax.amos import sources, thresholds
 from gen_optax.amos.drift import Drift, lipschitz, no_drift, observe
 from gen_optax.amos.granularity import make_granularity
-from gen_optax.oracle import trees
-from gen_optax.oracle.checks import is_known, require_leaves
+from gen_optax.amos.members import frozen, run_all
+from gen_optax.helpers import trees
+from gen_optax.helpers.checks import is_known, require_leaves
+from gen_optax.helpers.lazy import run_if
+from gen_optax.helpers.trees import widen
 from gen_optax.oracle.closures import require
-from gen_optax.oracle.hessian import widen
-from gen_optax.oracle.lazy import run_if
 
 States = Literal["run_all", "frozen"]
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
@@ -368,7 +367,7 @@ def _members(optimizers):
 
 def _make_team(states, members, names, groups, granularity, source):
   if states == "run_all":
-    return teams.run_all(members, groups)
+    return run_all(members, groups)
   if not groups.whole_leaves:
     raise ValueError(
       'states="frozen" gives whole leaves to an optimizer; granularity='
@@ -380,7 +379,7 @@ def _make_team(states, members, names, groups, granularity, source):
       f"leaf: its {source.field!r} is no curvature then. Use "
       'states="run_all" or another curvature.'
     )
-  return teams.frozen(members, names)
+  return frozen(members, names)
 
 
 def _check(ema, bias_correction, every, states, eps):

@@ -6,7 +6,7 @@ import optax
 
 from gen_optax.elmo.oracles import Lipschitz
 from gen_optax.elmo.transform import scale_by_elmo
-from gen_optax.oracle.checks import check_not_negative
+from gen_optax.helpers.checks import check_not_negative
 
 
 def elmo_dense(

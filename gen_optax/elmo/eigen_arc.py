@@ -7,8 +7,9 @@ import jax.numpy as jnp
 
 from gen_optax.elmo import step
 from gen_optax.elmo.lipschitz import LipschitzOracle
-from gen_optax.oracle import line, trees
-from gen_optax.oracle.checks import is_known
+from gen_optax.helpers import trees
+from gen_optax.helpers.checks import is_known
+from gen_optax.oracle import line
 
 
 class EigenArcState(NamedTuple):

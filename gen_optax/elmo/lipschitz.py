@@ -22,8 +22,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from gen_optax.elmo.step import Eigenspaces, norm_in_space, same_space
-from gen_optax.oracle import hessian, line, trees
-from gen_optax.oracle.checks import is_known
+from gen_optax.helpers import trees
+from gen_optax.helpers.checks import is_known
+from gen_optax.oracle import hessian, line
 
 
 class LipschitzOracle(NamedTuple):
@@ -244,7 +245,7 @@ def drift(decay: float = 0.9) -> LipschitzOracle:
   def init(params, k):
     dtype = trees.scalar_dtype(params)
     # A copy: the caller may donate state and parameters together.
-    where = jax.tree.map(jnp.copy, hessian.widen(params))
+    where = jax.tree.map(jnp.copy, trees.widen(params))
     return DriftState(
       params=where,
       values=jnp.zeros(k, dtype),
@@ -255,7 +256,7 @@ def drift(decay: float = 0.9) -> LipschitzOracle:
 
   def estimate(spaces, state):
     dtype = spaces.values.dtype
-    params = hessian.widen(spaces.params)
+    params = trees.widen(spaces.params)
     moved = trees.norm(jax.tree.map(jnp.subtract, params, state.params), dtype)
     # A step that was withheld says nothing.
     observed = state.seen & (moved > 0)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from gen_optax.elmo import step
-from gen_optax.oracle import trees
-from gen_optax.oracle.hessian import widen
+from gen_optax.helpers import trees
+from gen_optax.helpers.trees import widen
 
 # What is left of the gradient below this many eps of it is rounding.
 _NOTHING_LEFT = 16

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from gen_optax.oracle import trees
+from gen_optax.helpers import trees
 
 
 def upper_model(

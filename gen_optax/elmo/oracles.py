@@ -5,30 +5,35 @@ from typing import Literal
 
 from jax.typing import ArrayLike
 
-from gen_optax.elmo import lipschitz as oracles
 from gen_optax.elmo.eigen_arc import eigen_arc
+from gen_optax.elmo.lipschitz import (
+  LipschitzOracle,
+  adaptive,
+  constant,
+  drift,
+  eigenvalue_gradient,
+  from_function,
+  third_derivative,
+)
 from gen_optax.elmo.step import Eigenspaces
 
 Name = Literal["adaptive", "drift", "third", "gradient", "eigen_arc"]
 Lipschitz = (
-  Name
-  | ArrayLike
-  | Callable[[Eigenspaces], ArrayLike]
-  | oracles.LipschitzOracle
+  Name | ArrayLike | Callable[[Eigenspaces], ArrayLike] | LipschitzOracle
 )
 
 _BY_NAME = {
-  "adaptive": oracles.adaptive,
-  "drift": oracles.drift,
-  "third": oracles.third_derivative,
-  "gradient": oracles.eigenvalue_gradient,
+  "adaptive": adaptive,
+  "drift": drift,
+  "third": third_derivative,
+  "gradient": eigenvalue_gradient,
   "eigen_arc": eigen_arc,
 }
 
 
-def make_oracle(lipschitz: Lipschitz) -> oracles.LipschitzOracle:
+def make_oracle(lipschitz: Lipschitz) -> LipschitzOracle:
   """The oracle that a `lipschitz` argument stands for."""
-  if isinstance(lipschitz, oracles.LipschitzOracle):
+  if isinstance(lipschitz, LipschitzOracle):
     return lipschitz
   if isinstance(lipschitz, str):
     if lipschitz not in _BY_NAME:
@@ -38,11 +43,11 @@ def make_oracle(lipschitz: Lipschitz) -> oracles.LipschitzOracle:
       )
     return _BY_NAME[lipschitz]()
   if callable(lipschitz):
-    return oracles.from_function(lipschitz)
-  return oracles.constant(lipschitz)
+    return from_function(lipschitz)
+  return constant(lipschitz)
 
 
 def is_constant(lipschitz: Lipschitz) -> bool:
   """Whether the argument is a number or an array."""
-  named = isinstance(lipschitz, str | oracles.LipschitzOracle)
+  named = isinstance(lipschitz, str | LipschitzOracle)
   return not named and not callable(lipschitz)

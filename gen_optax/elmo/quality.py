@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from gen_optax.elmo.minmax import step_regret
-from gen_optax.oracle import trees
+from gen_optax.helpers import trees
 
 
 def relative_regret(

@@ -10,8 +10,8 @@ from gen_optax.elmo import step
 from gen_optax.elmo.minmax import newton_threshold
 from gen_optax.elmo.oracles import Lipschitz, make_oracle
 from gen_optax.elmo.spectrum import extreme_spectrum, no_spectrum
+from gen_optax.helpers.trees import widen
 from gen_optax.oracle.closures import check_value_fn
-from gen_optax.oracle.hessian import widen
 from gen_optax.oracle.line import ValueFn, scalar_loss
 
 # Of the squared gradient: pairs that hold less of it decide nothing.

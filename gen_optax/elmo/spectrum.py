@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gen_optax.oracle import trees
+from gen_optax.helpers import trees
 from gen_optax.oracle.hessian import hvp
 from gen_optax.oracle.lanczos import extreme_eigenpairs
 

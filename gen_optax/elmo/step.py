@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from gen_optax.elmo.minmax import minmax_step
-from gen_optax.oracle import line, trees
+from gen_optax.helpers import trees
+from gen_optax.oracle import line
 
 # Eigenvalues closer than this many eps of the largest one are equal: between
 # them a decomposition mixes its vectors.

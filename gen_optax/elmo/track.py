@@ -9,12 +9,12 @@ import optax
 from gen_optax.elmo import step
 from gen_optax.elmo.oracles import Lipschitz, make_oracle
 from gen_optax.elmo.spectrum import Spectrum, extreme_spectrum, no_spectrum
-from gen_optax.oracle import trees
-from gen_optax.oracle.checks import is_known, require_leaves
+from gen_optax.helpers import trees
+from gen_optax.helpers.checks import is_known, require_leaves
+from gen_optax.helpers.lazy import run_if
+from gen_optax.helpers.trees import widen
 from gen_optax.oracle.closures import require
-from gen_optax.oracle.hessian import widen
 from gen_optax.oracle.lanczos import basis_sizes
-from gen_optax.oracle.lazy import run_if
 
 
 class TrackLipschitzState(NamedTuple):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax.elmo import retreat, step, trials
+from gen_optax.elmo import step, trials
 from gen_optax.elmo.local import find_local, with_optimizer, with_rest
 from gen_optax.elmo.oracles import Lipschitz, is_constant, make_oracle
 from gen_optax.elmo.spectrum import (
@@ -16,16 +16,14 @@ from gen_optax.elmo.spectrum import (
   extreme_spectrum,
   no_spectrum,
 )
-from gen_optax.oracle import line, trees
-from gen_optax.oracle.checks import (
-  is_known,
-  require_leaves,
-  take_optimizer,
-)
+from gen_optax.guards import undo
+from gen_optax.helpers import trees
+from gen_optax.helpers.checks import is_known, require_leaves, take_optimizer
+from gen_optax.helpers.lazy import run_if
+from gen_optax.helpers.trees import widen
+from gen_optax.oracle import line
 from gen_optax.oracle.closures import require, require_scalar
-from gen_optax.oracle.hessian import widen
 from gen_optax.oracle.lanczos import basis_sizes
-from gen_optax.oracle.lazy import run_if
 
 SaddleSign = Literal["probe", "positive", "zero"]
 
@@ -62,7 +60,7 @@ class ScaleByElmoState(NamedTuple):
     count: number of calls, int32.
     sigma: what is added to every Lipschitz parameter.
     length: how long steps have lately been; zero where that is not known.
-    last: a `retreat.Last`; None without the safeguard.
+    last: a `undo.Last`; None without the safeguard.
     spectrum: the eigenpairs. In the dense form with `every=1` its vectors are
       None.
     known: whether there are eigenpairs.
@@ -228,7 +226,7 @@ def scale_by_elmo(
       count=zero(),
       sigma=jnp.array(sigma, dtype),
       length=number(),
-      last=retreat.no_step(params, dtype) if safeguarded else None,
+      last=undo.no_step(params, dtype) if safeguarded else None,
       spectrum=spectrum,
       known=no(),
       lipschitz=column(),
@@ -317,7 +315,7 @@ def scale_by_elmo(
     trial = trials.no_trial(local, state.sigma, evaluations)
     belied = jnp.zeros((), bool)
     if safeguarded:
-      belied = healthy & retreat.is_belied(state.last, value)
+      belied = healthy & undo.is_belied(state.last, value)
       trial = trials.run(
         *(local, value, trial, healthy & ~belied, state.length),
         *(saddle_sign, max_step, max_rejections),
@@ -330,7 +328,7 @@ def scale_by_elmo(
     if safeguarded:
       back = jax.tree.map(jnp.subtract, state.last.params, params)
       move = trees.select(belied, back, move)
-      last = retreat.remember(state.last, params, value, trial.accepted)
+      last = undo.remember(state.last, params, value, trial.accepted)
     kept = None
     if complement is not None:
       kept = trees.select(trial.accepted, after_complement, state.complement)

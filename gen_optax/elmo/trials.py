@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from gen_optax.elmo import step
 from gen_optax.elmo.local import Local
-from gen_optax.oracle.lazy import run_if
+from gen_optax.helpers.lazy import run_if
 
 # A trial is accepted from this ratio of actual to predicted decrease on, and
 # sigma is halved above the other one.

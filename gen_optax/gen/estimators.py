@@ -17,12 +17,18 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from gen_optax.gen import fit as fits
+from gen_optax.gen.fit import (
+  ROUNDING,
+  LineFit,
+  check_probes,
+  exact_fit,
+  fit_losses,
+)
+from gen_optax.helpers.checks import require_leaves
 from gen_optax.oracle import hessian, line
-from gen_optax.oracle.checks import require_leaves
 
 Estimator = Literal["known_slope", "fit", "forward", "hvp"]
-Estimate = Callable[..., fits.LineFit]
+Estimate = Callable[..., LineFit]
 
 # Their fit is the same at every rate.
 EXACT = ("forward", "hvp")
@@ -34,7 +40,7 @@ def make_estimate(
   probes: Sequence[float] | None,
   degree: int,
   evaluate: line.Evaluate,
-  rounding: float = fits.ROUNDING,
+  rounding: float = ROUNDING,
 ) -> Estimate:
   """`estimate(value_fn, params, direction, rate, value, slope) -> LineFit`.
 
@@ -46,7 +52,7 @@ def make_estimate(
     known_slope = estimator == "known_slope"
     if probes is None:
       probes = DEFAULT_PROBES[estimator]
-    probes = fits.check_probes(probes, degree, known_slope)
+    probes = check_probes(probes, degree, known_slope)
     return _fitted(probes, degree, evaluate, known_slope, rounding)
   if estimator in EXACT:
     if probes is not None:
@@ -77,7 +83,7 @@ def _fitted(probes, degree, evaluate, known_slope, rounding) -> Estimate:
       value = jnp.asarray(value, losses.dtype)
     else:
       value, losses = losses[0], losses[1:]
-    return fits.fit_losses(
+    return fit_losses(
       probes,
       losses,
       value,
@@ -100,6 +106,6 @@ def _exact(derivatives) -> Estimate:
       (params, direction, rate)
     )
     found = derivatives(value_fn, params, direction)
-    return fits.exact_fit(found.first, found.second, rate.dtype)
+    return exact_fit(found.first, found.second, rate.dtype)
 
   return estimate

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from gen_optax.oracle.lazy import run_if
+from gen_optax.helpers.lazy import run_if
 
 # The first steps look every time: the parameters leave their start, and a
 # momentum builds up. Later ones move by a small part of the way behind them.

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from gen_optax.gen import rule
 from gen_optax.gen.fit import LineFit, unknown_fit
+from gen_optax.helpers.lazy import run_if
 from gen_optax.oracle import line
-from gen_optax.oracle.lazy import run_if
 
 # Trials of the search for a rate: 25 decades at most.
 MAX_TRIALS = 25

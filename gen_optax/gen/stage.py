@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_optax.gen.fit import LineFit
-from gen_optax.oracle.checks import is_known
+from gen_optax.helpers.checks import is_known
 
 Horizon = int | Callable[[jax.Array], jax.Array]
 

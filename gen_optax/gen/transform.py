@@ -17,10 +17,10 @@ from gen_optax.gen.stage import (
   horizon_factor,
   report,
 )
-from gen_optax.oracle import trees
-from gen_optax.oracle.checks import is_known
+from gen_optax.helpers import trees
+from gen_optax.helpers.checks import is_known
+from gen_optax.helpers.lazy import run_if
 from gen_optax.oracle.closures import require, require_scalar
-from gen_optax.oracle.lazy import run_if
 from gen_optax.oracle.line import Evaluate
 
 

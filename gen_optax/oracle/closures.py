@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax.oracle.checks import take_optimizer
+from gen_optax.helpers.checks import take_optimizer
 from gen_optax.oracle.line import ValueFn, scalar_loss
 
 _CALL = (

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax.oracle import line, trees
-from gen_optax.oracle.checks import is_known
-from gen_optax.oracle.hessian import hvp, widen
+from gen_optax.helpers import trees
+from gen_optax.helpers.checks import is_known
+from gen_optax.helpers.trees import widen
+from gen_optax.oracle import line
+from gen_optax.oracle.hessian import hvp
 
 
 def hutchinson_diagonal(

@@ -4,18 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax.oracle import trees
+from gen_optax.helpers import trees
 from gen_optax.oracle.line import Slope, ValueFn, scalar_loss
-
-
-def widen(params):
-  """The parameters with every floating leaf in at least float32."""
-  return jax.tree.map(
-    lambda p: (
-      p.astype(trees.at_least_float32(p.dtype)) if trees.is_float(p) else p
-    ),
-    params,
-  )
 
 
 def hvp(value_fn: ValueFn, params: optax.Params, vector: optax.Updates):
@@ -49,7 +39,7 @@ def hvp(value_fn: ValueFn, params: optax.Params, vector: optax.Updates):
   References:
     Pearlmutter, Fast exact multiplication by the Hessian, 1994.
   """
-  wide = widen(params)
+  wide = trees.widen(params)
   tangent = jax.tree.map(lambda p, v: v.astype(p.dtype), wide, vector)
   gradient_fn = jax.grad(lambda p: scalar_loss(value_fn, p))
   return jax.jvp(gradient_fn, (wide,), (tangent,))
@@ -103,7 +93,7 @@ def eigenvalue_gradient(
     >>> print(gen_optax.eigenvalue_gradient(loss, jnp.zeros(2), v))
     [0. 1.]
   """
-  wide = widen(params)
+  wide = trees.widen(params)
   tangent = jax.tree.map(lambda p, v: v.astype(p.dtype), wide, vector)
 
   def slope(at):

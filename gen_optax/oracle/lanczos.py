@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gen_optax.oracle import trees
-from gen_optax.oracle.lazy import run_if
+from gen_optax.helpers import trees
+from gen_optax.helpers.lazy import run_if
 
 # Where a product loses this much of its length, what is left is orthogonalised
 # again: its rounding has grown by the inverse.

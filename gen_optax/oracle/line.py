@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax.oracle import trees
+from gen_optax.helpers import trees
 
 ValueFn = Callable[[optax.Params], jax.Array]
 Evaluate = Literal["vmap", "map"]

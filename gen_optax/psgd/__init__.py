@@ -13,7 +13,7 @@ from gen_optax.psgd.kron import KronState as KronState
 from gen_optax.psgd.kron import kron as kron
 from gen_optax.psgd.low_rank import LowRankState as LowRankState
 from gen_optax.psgd.low_rank import low_rank as low_rank
-from gen_optax.psgd.partition import cyclic as cyclic
-from gen_optax.psgd.partition import neighbours as neighbours
-from gen_optax.psgd.partition import orbits as orbits
+from gen_optax.psgd.partitions import cyclic as cyclic
+from gen_optax.psgd.partitions import neighbours as neighbours
+from gen_optax.psgd.partitions import orbits as orbits
 from gen_optax.psgd.preconditioner import Preconditioner as Preconditioner

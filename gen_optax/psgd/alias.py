@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from gen_optax.oracle.checks import check_not_negative
+from gen_optax.helpers.checks import check_not_negative
 from gen_optax.psgd.blocks import butterfly, diagonal, xmat
 from gen_optax.psgd.dense import dense
 from gen_optax.psgd.kron import kron

@@ -8,9 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from gen_optax.psgd import block_algebra as algebra
-from gen_optax.psgd import partition as partitions
-from gen_optax.psgd.partition import Partition
+from gen_optax.psgd import algebra, partitions
+from gen_optax.psgd.partitions import Partition
 from gen_optax.psgd.preconditioner import (
   Normalizer,
   Preconditioner,
@@ -197,7 +196,7 @@ def blocks(
 
   Args:
     partition: `cyclic(m)`, `neighbours(m)` or `orbits(*generators)` of
-      `gen_optax.psgd.partition`. Blocks of up to four entries are inverted in
+      `gen_optax.psgd.partitions`. Blocks of up to four entries are inverted in
       closed form and keep to the leaf's sharding; larger ones are gathered and
       solved.
     scope: "leaf" partitions each leaf, "global" all parameters as one vector.

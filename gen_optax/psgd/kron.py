@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gen_optax.oracle import trees
+from gen_optax.helpers import trees
 from gen_optax.psgd.preconditioner import (
   Normalizer,
   Preconditioner,

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gen_optax.oracle import trees
-from gen_optax.oracle.hessian import widen
-from gen_optax.oracle.lazy import run_if
+from gen_optax.helpers import trees
+from gen_optax.helpers.lazy import run_if
+from gen_optax.helpers.trees import widen
 from gen_optax.psgd.preconditioner import (
   Normalizer,
   Preconditioner,

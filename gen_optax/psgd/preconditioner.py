@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax.oracle import trees
-from gen_optax.oracle.hessian import widen
+from gen_optax.helpers import trees
+from gen_optax.helpers.trees import widen
 
 Normalizer = Literal["second", "first"]
 Scope = Literal["leaf", "global"]

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax.oracle import trees
-from gen_optax.oracle.checks import is_known, require_leaves
+from gen_optax.guards.scale import Gauge, judge, new_gauge
+from gen_optax.helpers import trees
+from gen_optax.helpers.checks import is_known, require_leaves
+from gen_optax.helpers.lazy import run_if
+from gen_optax.helpers.trees import widen
 from gen_optax.oracle.closures import require
-from gen_optax.oracle.hessian import widen
-from gen_optax.oracle.lazy import run_if
-from gen_optax.psgd import pairs as sources
-from gen_optax.psgd.gauge import Gauge, judge, new_gauge
+from gen_optax.psgd import sources
 from gen_optax.psgd.preconditioner import Preconditioner
 
 Rate = float | Callable[[jax.Array], jax.Array]

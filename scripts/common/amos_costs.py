@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 import gen_optax
 from gen_optax import amos
-from gen_optax.amos import states as teams
+from gen_optax.amos import members as teams
 from gen_optax.amos import transform
 
 RATE = 1e-4

@@ -71,7 +71,7 @@ def product_timer(problem: Problem) -> Callable[[], float]:
     product = gen_optax.hvp(value_fn, params, vector)[1]
     return (params, vector, product), jnp.zeros(())
 
-  vector = gen_optax.oracle.trees.noise_like(problem.params, 0)
+  vector = gen_optax.helpers.trees.noise_like(problem.params, 0)
   zeros = optax.tree.zeros_like(vector)
   carry = (problem.params, vector, zeros)
   return gen_costs.cycle_timer(step, carry, problem.batches)

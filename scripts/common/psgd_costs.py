@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 import gen_optax
 from gen_optax import psgd
-from gen_optax.oracle.lazy import run_if
+from gen_optax.helpers.lazy import run_if
 
 SIZES = (10**5, 10**6, 10**7)
 DENSE_SIZE = 10**3  # dense Q holds its square

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gen_optax.oracle import trees
+from gen_optax.helpers import trees
 
 # A trial is accepted because the loss falls, so a rise that is this many times
 # the usual change says that the loss, or its batch, has deceived the last one.

@@ -13,14 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gen_optax.oracle import trees
-from gen_optax.psgd import partition as partitions
-from gen_optax.psgd.partition import Group
-from gen_optax.psgd.preconditioner import (
-  Normalizer,
-  positive,
-  spectral_norm,
-)
+from gen_optax.helpers import trees
+from gen_optax.psgd import partitions
+from gen_optax.psgd.partitions import Group
+from gen_optax.psgd.preconditioner import Normalizer, positive, spectral_norm
 
 
 def identity(partition, leaf):

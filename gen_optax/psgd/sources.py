@@ -12,8 +12,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from gen_optax.oracle import line, trees
-from gen_optax.oracle.hessian import hvp, widen
+from gen_optax.helpers import trees
+from gen_optax.helpers.trees import widen
+from gen_optax.oracle import line
+from gen_optax.oracle.hessian import hvp
 
 Pairs = Literal["hvp", "finite_difference", "whitening"]
 Vector = Literal["normal", "rademacher"]

@@ -9,8 +9,8 @@ import optax
 
 from gen_optax.amos.coupling import require_separable
 from gen_optax.amos.granularity import Granularity
-from gen_optax.oracle import trees
-from gen_optax.oracle.lazy import run_if
+from gen_optax.helpers import trees
+from gen_optax.helpers.lazy import run_if
 
 
 class Team(NamedTuple):

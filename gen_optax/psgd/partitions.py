@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gen_optax.oracle import trees
+from gen_optax.helpers import trees
 
 # Larger blocks are solved as matrices: see `blocks`.
 LARGEST_CLOSED_FORM = 4
@@ -178,7 +178,7 @@ def orbits(
   Example:
 
     >>> import numpy as np
-    >>> from gen_optax.psgd.partition import orbits
+    >>> from gen_optax.psgd.partitions import orbits
     >>> reverse = lambda n: np.arange(n)[::-1]
     >>> [group.index.tolist() for group in orbits(reverse)((5,))]
     [[[2]], [[0, 1], [4, 3]]]

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax.oracle import trees
-from gen_optax.oracle.checks import require_leaves, take_optimizer
-from gen_optax.oracle.lazy import run_if
+from gen_optax.helpers import trees
+from gen_optax.helpers.checks import require_leaves, take_optimizer
+from gen_optax.helpers.lazy import run_if
 
 SMOOTHING = 0.9
 # A gradient this many times the running root mean square is refused.

@@ -4,9 +4,9 @@ from typing import Any
 
 import optax
 
-from gen_optax.gen.guard import skip_implausible
 from gen_optax.gen.transform import scale_by_gen
-from gen_optax.oracle.checks import take_optimizer
+from gen_optax.guards.skip import skip_implausible
+from gen_optax.helpers.checks import take_optimizer
 
 
 def generalized_newton(

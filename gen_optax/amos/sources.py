@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from gen_optax.helpers.trees import widen
 from gen_optax.oracle import diagonal
 from gen_optax.oracle.closures import require
-from gen_optax.oracle.hessian import widen
 
 NAMES = ("hutchinson", "gauss_newton_bartlett")
 

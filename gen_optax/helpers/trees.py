@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from gen_optax.oracle.lazy import run_if
+from gen_optax.helpers.lazy import run_if
 
 # An array of at most so many entries is small.
 SMALL = 2**14
@@ -33,6 +33,13 @@ def is_wide(tree) -> bool:
     at_least_float32(leaf.dtype) == leaf.dtype
     for leaf in jax.tree.leaves(tree)
     if is_float(leaf)
+  )
+
+
+def widen(tree):
+  """The tree with every floating leaf in at least float32."""
+  return jax.tree.map(
+    lambda x: x.astype(at_least_float32(x.dtype)) if is_float(x) else x, tree
   )
 
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gen_optax.amos.granularity import Granularity
-from gen_optax.oracle import trees
-from gen_optax.oracle.checks import is_known
+from gen_optax.helpers import trees
+from gen_optax.helpers.checks import is_known
 
 # Enough for an index of anything that one would combine.
 CHOICE = jnp.int8

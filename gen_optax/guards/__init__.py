@@ -1,0 +1,1 @@
+"""What protects a run from a number that is far from the usual."""

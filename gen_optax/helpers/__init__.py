@@ -1,0 +1,1 @@
+"""Tree operations, lazy work and argument checks that every room shares."""
