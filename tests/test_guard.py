@@ -34,7 +34,8 @@ def run(factors, inner=None):
     ([1e9, 1, 1, 1], ".x.."),
     ([1e-9, 1, 1, 1], ".x.."),
     ([1e-9, 0, 1, 1, 1], "..x.."),  # of no length, and tells nothing
-    ([np.nan, 1e-9, np.inf, 1, 1], "x.x.."),
+    ([np.nan, 1e-9, 1, 1], "x.x."),
+    ([1e-9, np.inf, 1, 1], ".xx."),  # what is not finite tells nothing
     ([1, 1e9, 1e9, 1, 1], ".x.x."),  # the first is alone: two outvote it
     ([1, 1, 1e9, 1e9, 1e9], "..xxx"),
     ([1e-4, 1, 1, 1], ".xxx"),  # no fault: a size that grows
@@ -61,10 +62,12 @@ def test_a_restart_remembers_nothing(first):
     jax.tree.map(
       np.testing.assert_array_equal, state.inner_state, alone.inner_state
     )
-    assert state.size == alone.size and state.alone == alone.alone
+    assert state.size == alone.size
 
 
 def test_a_length_that_stays_is_accepted_after_a_few_steps():
   said = [bool(state.refused) for _, state in run([1] * 5 + [1e3] * 8)]
   assert said[5] and not any(said[10:])
-  assert run([1] * 5 + [1e3] * 60)[-1][1].size == pytest.approx(25e6, rel=0.05)
+  assert run([1] * 5 + [1e3] * 60)[-1][1].size.usual == pytest.approx(
+    25e6, rel=0.05
+  )

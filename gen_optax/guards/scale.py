@@ -1,53 +1,93 @@
-"""Tells a lasting change of size from a single absurd value."""
+"""What is usual for a number: compare, doubt once, believe what stays.
+
+The one place for that principle. Gradients, updates, products, curvatures and
+losses each have a size that is known up to some factor; a value far from it is
+either a fault, which passes, or a change of scale, which stays.
+"""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-# Values this many times larger or smaller than usual are not believed at once.
-FAR = 1e8
-SMOOTHING = 0.9
+from gen_optax.helpers.mean import SMOOTHING
 
 
-class Gauge(NamedTuple):
-  """Attributes:
-  size: the usual size, zero until the first one is known.
-  doubted: whether the last value was far from it.
+class Scale(NamedTuple):
+  """A running scale of a positive number.
+
+  Attributes:
+    usual: the running average; zero until a first value is known.
+    flagged: whether the last value was far from it.
+    young: whether one value is all that `usual` knows of.
   """
 
-  size: jax.Array
-  doubted: jax.Array
+  usual: jax.Array
+  flagged: jax.Array
+  young: jax.Array
 
 
-def new_gauge(dtype) -> Gauge:
-  return Gauge(jnp.zeros((), dtype), jnp.zeros((), bool))
+def new_scale(dtype) -> Scale:
+  """The scale of a number that has not been seen."""
+  # A buffer each: donated state must not name one twice.
+  no = lambda: jnp.zeros((), bool)
+  return Scale(jnp.zeros((), dtype), no(), no())
 
 
-def judge(gauge: Gauge, size: jax.Array) -> tuple[jax.Array, jax.Array, Gauge]:
-  """Whether to use a value of this size, and whether the usual size was wrong.
+def exceeds(scale: Scale, x: jax.Array, above: float) -> jax.Array:
+  """Whether x is more than `above` times what is usual, where that is known."""
+  return (scale.usual > 0) & (x > above * scale.usual)
 
-  A value that is not finite is refused. One that is far from the usual size is
-  refused once; if the next is far too, what came before was the absurd one.
+
+def check(
+  scale: Scale,
+  x: jax.Array,
+  above: float,
+  below: float = 0.0,
+  *,
+  cap: float | None = None,
+) -> tuple[jax.Array, jax.Array, Scale]:
+  """Whether to use a value, and whether the usual one was wrong.
+
+  A value that is not finite is refused and says nothing. One that is far from
+  the usual value, above or below, is refused once. If the next is far too, it
+  stays: it is used, and the scale starts anew from it.
+
+  Args:
+    scale: the running scale before this value.
+    x: a scalar, at least 0. Zero is used and says nothing.
+    above: multiple of the usual value above which x is far.
+    below: multiple of the usual value below which x is far.
+    cap: None, or for values that are dangerous to believe, such as gradients
+      that an optimizer remembers: values far above are never believed at once.
+      Each counts for `cap` usual ones, which raises the limit until what stays
+      passes. If a single value is known, and two are larger by 1 / `below`,
+      that one was the fault.
 
   Returns:
-    `(accepted, restart, gauge)`.
+    `(ok, restart, scale)`: whether x can be used, whether everything derived
+    from earlier values is worthless, and the scale with x taken in.
   """
-  finite, positive = jnp.isfinite(size), size > 0
-  ratio = size / jnp.where(gauge.size > 0, gauge.size, 1)
-  far = finite & positive & (gauge.size > 0)
-  far = far & ((ratio > FAR) | (ratio < 1 / FAR))
-  restart = far & gauge.doubted
-  accepted = finite & (~far | restart)
-  known = (gauge.size > 0) & ~restart
-  mixed = jnp.where(
-    known, SMOOTHING * gauge.size + (1 - SMOOTHING) * size, size
-  )
+  usual, known = scale.usual, scale.usual > 0
+  counts = jnp.isfinite(x) & (x > 0)
+  over = known & counts & (x > above * usual)
+  under = known & counts & (x < below * usual)
+  stays = under | over
+  if cap is not None:
+    stays = under | (scale.young & (below * x > usual))
+  restart = scale.flagged & stays
+  far = (over | under) & ~restart
+
+  counted = x if cap is None else jnp.minimum(x, cap * usual)
+  mixed = SMOOTHING * usual + (1 - SMOOTHING) * counted
+  mixed = jnp.where(known & ~restart, mixed, x)
+  taken = counts & ~(far if cap is None else far & under)
   return (
-    accepted,
+    jnp.isfinite(x) & ~far,
     restart,
-    Gauge(
-      size=jnp.where(accepted & positive, mixed, gauge.size),
-      doubted=jnp.where(finite & positive, far & ~restart, gauge.doubted),
+    Scale(
+      usual=jnp.where(taken, mixed, usual),
+      flagged=jnp.where(counts, far, scale.flagged),
+      young=jnp.where(counts & ~far, ~known | restart, scale.young),
     ),
   )

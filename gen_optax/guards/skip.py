@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gen_optax.guards.scale import Scale, check, new_scale
 from gen_optax.helpers import trees
 from gen_optax.helpers.checks import require_leaves, take_optimizer
 from gen_optax.helpers.lazy import run_if
 
-SMOOTHING = 0.9
 # A gradient this many times the running root mean square is refused.
 MAX_LENGTH = 20.0
 # Two in a row this many times shorter: what came before was no gradient. Nor
@@ -23,15 +23,13 @@ class SkipImplausibleState(NamedTuple):
 
   Attributes:
     inner_state: the wrapped state, as it was before a refused gradient.
-    size: running average of the squared norm of the gradient.
-    alone: whether one gradient is all that `size` knows of.
+    size: running scale of the squared norm of the gradient.
     refused: whether the last gradient was refused.
     total_refused: how many were, int32.
   """
 
   inner_state: optax.OptState
-  size: jax.Array
-  alone: jax.Array
+  size: Scale
   refused: jax.Array
   total_refused: jax.Array
 
@@ -83,21 +81,17 @@ def skip_implausible(
   def init_fn(params):
     return SkipImplausibleState(
       inner_state=inner.init(params),
-      size=jnp.zeros((), trees.scalar_dtype(params)),
-      alone=jnp.zeros((), bool),
+      size=new_scale(trees.scalar_dtype(params)),
       refused=jnp.zeros((), bool),
       total_refused=jnp.zeros((), jnp.int32),
     )
 
   def update_fn(updates, state, params=None, **extra_args):
-    size = trees.vdot(updates, updates, state.size.dtype)
-    known = state.size > 0
-    longest = MAX_LENGTH**2 * state.size
-    short = known & (size > 0) & (size < MIN_LENGTH**2 * state.size)
-    long = jnp.isfinite(size) & (size * MIN_LENGTH**2 > state.size)
-    restart = state.refused & (short | (long & state.alone))
-    refused = ~jnp.isfinite(size) | (known & (size > longest)) | short
-    refused = refused & ~restart
+    size = trees.vdot(updates, updates, state.size.usual.dtype)
+    ok, restart, scale = check(
+      *(state.size, size, MAX_LENGTH**2, MIN_LENGTH**2), cap=MAX_LENGTH**2
+    )
+    refused = ~ok
 
     def step(carry):
       gradient, inner_state = carry
@@ -117,14 +111,9 @@ def skip_implausible(
     # step is written where the gradient was.
     new_updates, inner_state = run_if(~refused, step, (updates, standing))
     new_updates = run_if(refused, optax.tree.zeros_like, new_updates)
-    counted = jnp.minimum(size, longest)
-    mixed = SMOOTHING * state.size + (1 - SMOOTHING) * counted
-    mixed = jnp.where(known & ~restart, mixed, size)
-    forget = ~jnp.isfinite(size) | (short & refused)
     return new_updates, SkipImplausibleState(
       inner_state=inner_state,
-      size=jnp.where(forget, state.size, mixed),
-      alone=jnp.where(refused | (size == 0), state.alone, ~known | restart),
+      size=scale,
       refused=refused,
       total_refused=state.total_refused + refused.astype(jnp.int32),
     )

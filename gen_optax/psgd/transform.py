@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax.guards.scale import Gauge, judge, new_gauge
+from gen_optax.guards.scale import Scale, check, new_scale
 from gen_optax.helpers import trees
 from gen_optax.helpers.checks import is_known, require_leaves
 from gen_optax.helpers.lazy import run_if
@@ -21,6 +21,9 @@ Rate = float | Callable[[jax.Array], jax.Array]
 # Mixed into the seed, so that no other kind of stage draws the same numbers.
 _SALT = 0x9501
 _WHITENING_MOMENTUM = 0.9
+# A product or gradient this many times larger or smaller than usual is not
+# believed at once.
+FAR = 1e8
 
 
 class PsgdInfo(NamedTuple):
@@ -50,24 +53,22 @@ class ScaleByPsgdState(NamedTuple):
     preconditioner: the state of the preconditioner, as its constructor says;
       arrays in at least float32.
     scaled: whether Q has its initial scale, a bool scalar.
-    product: the usual size of the products h; a scalar in at least float32, and
-      a bool.
+    product: the running scale of the products h.
     momentum: the average of gradients, a tree like the parameters in at least
       float32; None without momentum.
     weight: the sum of the weights in `momentum`, 1 - b^t, a scalar in at least
       float32.
-    gradient: the usual size of the gradients, like `product`; read with
-      momentum alone.
+    gradient: that of the gradients; read with momentum alone.
     info: diagnostics.
   """
 
   count: jax.Array
   preconditioner: Any
   scaled: jax.Array
-  product: Gauge
+  product: Scale
   momentum: Any
   weight: jax.Array
-  gradient: Gauge
+  gradient: Scale
   info: PsgdInfo
 
 
@@ -201,10 +202,10 @@ def scale_by_psgd(
       count=jnp.zeros((), jnp.int32),
       preconditioner=q,
       scaled=jnp.asarray(init_scale is not None),
-      product=new_gauge(dtype),
+      product=new_scale(dtype),
       momentum=optax.tree.zeros_like(widen(params)) if keeps_momentum else None,
       weight=jnp.zeros((), dtype),
-      gradient=new_gauge(dtype),
+      gradient=new_scale(dtype),
       info=PsgdInfo(no(), no(), no(), jnp.zeros((), dtype)),
     )
 
@@ -228,7 +229,7 @@ def scale_by_psgd(
       due = jax.random.uniform(coin_key) < chance
 
     def fit(carry):
-      q, scaled, gauge, _ = carry
+      q, scaled, known, _ = carry
       # Nothing of a pair depends on the carry, and what does not is moved out
       # of a loop by the compiler, to run on every step.
       at, gradient, direction, v_key, q_key, scaled = (
@@ -244,11 +245,11 @@ def scale_by_psgd(
       else:
         h = sources.gradient_difference(value_fn, at, gradient, v)
       size = trees.largest(h, dtype)
-      usable, restart, gauge_now = judge(gauge, size)
+      usable, restart, after = check(known, size, FAR, 1 / FAR)
       usable = usable & (size > 0)
       v, h = sources.condition(v, h, size)
       # Q goes with the root of 1 / |h|.
-      factor = jnp.sqrt(gauge.size / jnp.where(size > 0, size, 1))
+      factor = jnp.sqrt(known.usual / jnp.where(size > 0, size, 1))
       if init_scale is None:
         first = usable & ~scaled
 
@@ -265,7 +266,7 @@ def scale_by_psgd(
       q = run_if(
         usable, lambda q: preconditioner.update(q, v, h, rate, q_key), q
       )
-      return q, scaled | usable, gauge_now, usable
+      return q, scaled | usable, after, usable
 
     no = jnp.zeros((), bool)
     q, scaled, product, updated = run_if(
@@ -276,9 +277,8 @@ def scale_by_psgd(
     direction, healthy = updates, jnp.ones((), bool)
     if keeps_momentum:
       b = jnp.asarray(momentum, dtype)
-      healthy, restart, gradient = judge(
-        gradient, trees.l1_norm(updates, dtype)
-      )
+      size = trees.l1_norm(updates, dtype)
+      healthy, restart, gradient = check(gradient, size, FAR, 1 / FAR)
       keep = jnp.where(restart, 0.0, 1.0).astype(dtype)
       average = jax.tree.map(
         lambda m, g: jnp.where(healthy, _mix(b, keep, m, g), m),
