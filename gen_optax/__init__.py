@@ -10,7 +10,8 @@ parameters alone, as optax's line searches do:
 Optimizers that set their own learning rate (GeN)
   gen_sgd, gen_momentum, gen_adam, gen_adamw, gen_lion
   generalized_newton      any optimizer, without a rate
-  scale_by_gen            the stage behind a complete optimizer
+  scale_by_gen            the stage after a complete optimizer
+  GenRule                 the constants of its rule
   scale_by_gen_paper      the paper's rule to the letter
   skip_implausible        keeps absurd gradients out of moments
   average_parameters, averaged_parameters
@@ -71,8 +72,10 @@ from gen_optax.gen.alias import (
   generalized_newton,
 )
 from gen_optax.gen.paper import ScaleByGenPaperState, scale_by_gen_paper
+from gen_optax.gen.rule import GenRule
 from gen_optax.gen.stage import GenInfo
-from gen_optax.gen.transform import ScaleByGenState, scale_by_gen
+from gen_optax.gen.state import ScaleByGenState
+from gen_optax.gen.transform import scale_by_gen
 from gen_optax.guards.skip import skip_implausible
 from gen_optax.oracle.closures import (
   average_over,
@@ -106,6 +109,7 @@ __all__ = [
   "Eigenpairs",
   "ElmoInfo",
   "GenInfo",
+  "GenRule",
   "PsgdInfo",
   "ScaleByElmoState",
   "ScaleByGenPaperState",

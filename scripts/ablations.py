@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import time
 from typing import Any, NamedTuple
-from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +27,6 @@ from tqdm import tqdm
 
 import gen_optax
 from gen_optax import plotting
-from gen_optax.gen import rule as gen_rule
 
 TASKS = {"mlp": tasks.mlp, "logistic": tasks.logistic, "lenet": tasks.lenet}
 WORKLOADS = (
@@ -62,7 +60,7 @@ OPTIONS = {
   DEFAULT: {
     "every": 1,
     "fresh_slope": True,
-    "distance": gen_rule.DISTANCE_SHARE,
+    "distance": gen_optax.GenRule().distance_share,
     **one_probe(),
   },
   PAPER: {"every": 1, **fit(-1.0, 1.0)},
@@ -160,8 +158,8 @@ def method_of(base: str, rule: str, steps: int, options) -> tuning.Method:
     optimizer = tuning.BASES[base].make()
     if rule == PAPER:
       return optax.chain(optimizer, gen_optax.scale_by_gen_paper(**common))
-    share = common.pop("distance")
-    return with_share(gen_optax.generalized_newton(optimizer, **common), share)
+    rule_with = gen_optax.GenRule(distance_share=common.pop("distance"))
+    return gen_optax.generalized_newton(optimizer, rule=rule_with, **common)
 
   def rate(state, setting, step):
     del setting, step
@@ -169,16 +167,6 @@ def method_of(base: str, rule: str, steps: int, options) -> tuning.Method:
     return optax.tree.get(state, name).learning_rate
 
   return tuning.Method(make, rate)
-
-
-def with_share(optimizer, share: float):
-  """`optimizer` under a constant that is no option of the default rule."""
-
-  def update(*args, **extra_args):
-    with mock.patch.object(gen_rule, "DISTANCE_SHARE", share):
-      return optimizer.update(*args, **extra_args)
-
-  return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 def run_one(workload, rule, change, args, progress) -> dict:

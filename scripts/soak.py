@@ -192,7 +192,7 @@ def judge(history) -> Verdict:
   growth = {}
   for name, norms in history.items():
     # GeN's path is a sum over all steps, and is read as 1 / sqrt(path).
-    if name == "test loss" or name.endswith(".path"):
+    if name == "test loss" or name.endswith(".sum_sq_norms"):
       continue
     if not np.isfinite(norms).all():
       continue

@@ -4,6 +4,7 @@ import functools
 import re
 from typing import Any, NamedTuple
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,25 @@ import optax
 
 from gen_optax import problems
 from gen_optax.gen.fit import LineFit
+
+SETTINGS = hypothesis.settings(
+  deadline=None,
+  max_examples=40,
+  derandomize=True,
+  suppress_health_check=list(hypothesis.HealthCheck),
+)
+
+# Built with learning rate 1, as GeN wants them.
+BASES = {
+  "sgd": lambda: optax.sgd(1.0),
+  "momentum": lambda: optax.sgd(1.0, momentum=0.9),
+  "adam": lambda: optax.adam(1.0),
+  "adamw": lambda: optax.adamw(1.0),
+  "lion": lambda: optax.lion(1.0),
+  "rmsprop": lambda: optax.rmsprop(1.0),
+}
+
+ROSENBROCK_START = np.array([-1.2, 1.0])
 
 
 class Run(NamedTuple):

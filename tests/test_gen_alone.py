@@ -11,10 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from running import fit_of, gen_state, run
+from running import gen_state, run
 
 import gen_optax
-from gen_optax.gen import rule
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -72,7 +71,7 @@ def steps_of(base, loss=quadratic, **options):
 @pytest.mark.parametrize("base", WITHOUT_MEMORY)
 def test_without_memory_a_step_ends_at_its_line_s_minimum(base):
   state, short = steps_of(base)
-  assert state.memoryless
+  assert state.momentum_free
   np.testing.assert_allclose(short[LATE:], 1.0, rtol=1e-6)
   assert np.median(np.abs(short[1:DENSE] - 1)) > 0.1
 
@@ -80,7 +79,7 @@ def test_without_memory_a_step_ends_at_its_line_s_minimum(base):
 @pytest.mark.parametrize("base", WITH_MEMORY)
 def test_momentum_shows_in_the_dense_start(base):
   state, short = steps_of(base)
-  assert not state.memoryless
+  assert not state.momentum_free
   assert np.median(np.abs(short[LATE:] - 1)) > 0.1
 
 
@@ -97,61 +96,5 @@ def test_what_else_averages(options):
 
 def test_noise_is_averaged():
   state, short = steps_of("sgd", noisy)
-  assert state.memoryless
+  assert state.momentum_free
   assert np.min(np.abs(short[LATE:] - 1)) > 0.1
-
-
-# The rule alone
-
-
-def after_one(fresh):
-  """Averages over two, after a fit of slope 1 and curvature 1."""
-  one = jnp.ones(())
-  return rule.no_averages(jnp.float64)._replace(
-    slope=one / 2,
-    curvature=one / 2,
-    weight=one / 2,
-    fresh_slope=one * fresh,
-    fresh_weight=one,
-  )
-
-
-@pytest.mark.parametrize(
-  "curvature, fresh, alone, rate",
-  [
-    (4.0, 1.0, True, 0.25),  # stands alone, without noise
-    (4.0, 1.0, False, 1 / 3),  # serves more than one step
-    (4.0, 0.9, True, 0.3),  # the slope is a tenth noise
-    (-0.1, 1.0, True, 17 / 6),  # bends down, the averages up
-    (-1.0, 1.0, True, 10.0),  # the averages do not either
-  ],
-)
-def test_where_a_line_s_own_optimum_is_taken(curvature, fresh, alone, rate):
-  found, _, _ = rule.average_and_divide(
-    fit_of(1.0, curvature), after_one(fresh), jnp.ones(()), 0.5, alone
-  )
-  np.testing.assert_allclose(found, rate, rtol=1e-12)
-
-
-def test_a_line_is_at_most_twice_as_long_as_the_averages_say():
-  """They say 0.75 / 0.255, and its own fit 100."""
-  found, _, _ = rule.average_and_divide(
-    fit_of(1.0, 0.01), after_one(fresh=1.0), jnp.array(20.0), 0.5, True
-  )
-  np.testing.assert_allclose(found, 1.5 / 0.255, rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-  "slope, sizes, said",
-  [
-    (1.0, 1.0, False),
-    (0.9995, 1.0, False),  # rounding, a weak decay
-    (0.99, 1.0, True),
-    (-1.0, 1.0, True),
-    (0.0, 0.0, False),
-    (np.nan, np.nan, False),  # a faulty batch says nothing
-    (1.0, np.inf, False),
-  ],
-)
-def test_what_tells_of_memory(slope, sizes, said):
-  assert rule.remembers(jnp.asarray(slope), jnp.asarray(sizes)) == said

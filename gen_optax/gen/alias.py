@@ -4,6 +4,7 @@ from typing import Any
 
 import optax
 
+from gen_optax.gen.rule import GenRule
 from gen_optax.gen.transform import scale_by_gen
 from gen_optax.guards.skip import skip_implausible
 from gen_optax.helpers.checks import take_optimizer
@@ -272,7 +273,7 @@ def gen_lion(
     b2: decay of the momentum, in [0, 1).
     weight_decay: decay of the weights, a multiple of the learning rate.
     mask: which leaves decay, as in `optax.lion`.
-    **gen_options: the options of `scale_by_gen`; `smoothing` is `b2` unless
+    **gen_options: the options of `scale_by_gen`; `rule` averages by `b2` unless
       given.
 
   Returns:
@@ -297,5 +298,5 @@ def gen_lion(
     al., Symbolic discovery of optimization algorithms, 2023.
   """
   base = optax.lion(1.0, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask)
-  options = {"smoothing": b2} | gen_options
+  options = {"rule": GenRule(smoothing=b2)} | gen_options
   return generalized_newton(base, learning_rate, **options)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax.gen import estimators, rule
-from gen_optax.gen.fit import unknown_fit
+from gen_optax.gen import estimators
+from gen_optax.gen.fit import LineFit, unknown_fit
 from gen_optax.gen.stage import (
   GenInfo,
   Horizon,
@@ -17,10 +17,23 @@ from gen_optax.gen.stage import (
   report,
 )
 from gen_optax.helpers import trees
-from gen_optax.helpers.checks import is_known
+from gen_optax.helpers.checks import check_in, is_known
 from gen_optax.helpers.lazy import run_if
 from gen_optax.oracle.closures import require, require_scalar
 from gen_optax.oracle.line import Evaluate
+
+
+def paper_rule(fit: LineFit, rate: jax.Array, smoothing):
+  """Lines 8 and 9 of Algorithm 1: average the optima, hold on rejection.
+
+      rate <- smoothing rate + (1 - smoothing) b / A   if A > 0 and b > 0.
+
+  Returns:
+    `(rate, accepted)`.
+  """
+  accepted = (fit.curvature > 0) & (fit.slope > 0)
+  mixed = smoothing * rate + (1 - smoothing) * fit.optimum
+  return jnp.where(accepted, mixed, rate), accepted
 
 
 class ScaleByGenPaperState(NamedTuple):
@@ -106,8 +119,9 @@ def scale_by_gen_paper(
     Bu and Xu, Gradient descent with generalized Newton's method, 2024:
     Algorithms 1 and 2.
   """
-  check_options(learning_rate, every, smoothing, horizon)
-  exact = estimator in ("forward", "hvp")
+  check_options(learning_rate, every, horizon)
+  check_in("smoothing", smoothing, 0, 1)
+  exact = estimator in estimators.EXACT
   estimate = estimators.make_estimate(
     *(estimator, None if exact else probes, degree, evaluate), rounding=0.0
   )
@@ -141,7 +155,7 @@ def scale_by_gen_paper(
     def refit(standing):
       rate, _ = standing
       fit = estimate(value_fn, params, updates, rate, value, slope)
-      rate, accepted = rule.paper_rule(fit, rate, smoothing)
+      rate, accepted = paper_rule(fit, rate, smoothing)
       return rate, report(fit, accepted, False)
 
     count = trees.increment(state.count)

@@ -55,7 +55,7 @@ def horizon_factor(horizon: Horizon | None, count, dtype) -> jax.Array:
   return jnp.maximum(0.0, 1.0 - count.astype(dtype) / horizon)
 
 
-def check_options(learning_rate, every, smoothing, horizon):
+def check_options(learning_rate, every, horizon):
   """Raises on wrong numbers; tracers, from `inject_hyperparams`, pass."""
   if callable(learning_rate):
     raise ValueError(
@@ -68,8 +68,6 @@ def check_options(learning_rate, every, smoothing, horizon):
     )
   if is_known(every) and (every < 1 or every != int(every)):
     raise ValueError(f"every must be a positive integer, got {every!r}.")
-  if is_known(smoothing) and not 0 <= smoothing < 1:
-    raise ValueError(f"smoothing must lie in [0, 1), got {smoothing!r}.")
   if horizon is not None and not callable(horizon):
     if is_known(horizon) and horizon <= 0:
       raise ValueError(

@@ -22,6 +22,16 @@ def take_optimizer(
   return optax.with_extra_args_support(optimizer)
 
 
+def check_in(name: str, number, low: float, high: float):
+  """Raises `ValueError` unless low <= number < high; tracers pass."""
+  try:
+    inside = not is_known(number) or low <= number < high
+  except TypeError:  # None, a string
+    inside = False
+  if not inside:
+    raise ValueError(f"{name} must lie in [{low}, {high}), got {number!r}.")
+
+
 def check_not_negative(**numbers):
   """Raises `ValueError` for the first that is; schedules pass."""
   for name, number in numbers.items():

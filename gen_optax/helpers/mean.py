@@ -30,11 +30,11 @@ def include(mean: Mean, x, decay) -> Mean:
   """The mean with one more value: decay * old + (1 - decay) * x."""
 
   def mix(old, new):
-    a = jnp.asarray(decay, old.dtype)
-    return a * old + (1 - a) * new.astype(old.dtype)
+    a = decay.astype(old.dtype) if isinstance(decay, jax.Array) else decay
+    return a * old + (1 - a) * jnp.asarray(new, old.dtype)
 
-  a = jnp.asarray(decay, mean.weight.dtype)
-  return Mean(jax.tree.map(mix, mean.sum, x), a * mean.weight + (1 - a))
+  one = jnp.ones_like(mean.weight)
+  return Mean(jax.tree.map(mix, mean.sum, x), mix(mean.weight, one))
 
 
 def value(mean: Mean):

@@ -7,8 +7,8 @@ the base step's, in units of one forward pass F. XLA counts the body of a loop
 once, whatever its number of trips. The loop that holds a fit makes one trip on
 a fitting step, so the count is that of a fitting step; `lax.map` over k probes
 makes k trips, so its count is short by k - 1 forward passes (marked *). What
-GeN looks at on every eighth step (`gen_optax.gen.looks`) counts for an eighth:
-the step is compiled once more without it, and the difference divided.
+GeN refreshes on every eighth step (`gen_optax.gen.observe`) counts for an
+eighth: the step is compiled once more without it, and the difference divided.
 
 Memory is XLA's temporary buffers over the base step's, in copies of the
 parameters, with parameters and state donated. "Products on every step" are
@@ -27,7 +27,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -49,10 +48,10 @@ from common.timing import copy_of, paired_ratios, quartiles
 from tqdm import tqdm
 
 import gen_optax
-from gen_optax.gen import looks
+from gen_optax.gen import observe
 
 EVERY = (1, 4, 8)
-WARM_CYCLES = -(-looks.FIRST_LOOKS // CYCLE)  # until the first looks are over
+WARM_CYCLES = -(-observe.FIRST_STEPS // CYCLE)  # until the first looks are over
 PAPER_PASSES = 2  # forward passes of the paper's fit
 
 
@@ -61,14 +60,14 @@ class Candidate(NamedTuple):
 
   Attributes:
     name: what the tables call it.
-    make: every -> optimizer.
+    make: from `every`, and optionally `rule`, to an optimizer.
     passes: K, the forward passes of one fit in the ideal; exact estimators are
       held to the paper's fit, which they replace.
     note: a mark behind its flops.
   """
 
   name: str
-  make: Callable[[int], optax.GradientTransformation]
+  make: Callable[..., optax.GradientTransformation]
   passes: int
   note: str = ""
 
@@ -88,15 +87,25 @@ PROBLEMS = {
 }
 
 
+# Without the bound by the distance and without each line's own optimum nothing
+# is left to refresh.
+NOTHING_TO_REFRESH = gen_optax.GenRule(distance_share=0.0, max_lead=None)
+
+
 def default_rule(estimator: str = "known_slope", **options):
   """Default rule without the dense start: lazy from the first step on."""
-  return lambda every: gen_optax.generalized_newton(
-    optax.adam(1.0), every=every, estimator=estimator, dense_start=0, **options
+  return lambda every, **more: gen_optax.generalized_newton(
+    optax.adam(1.0),
+    every=every,
+    estimator=estimator,
+    dense_start=0,
+    **(options | more),
   )
 
 
 def paper_rule(evaluate: str):
-  return lambda every: optax.chain(
+  """The paper's rule, which refreshes nothing: it has no `rule`."""
+  return lambda every, rule=None: optax.chain(
     optax.adam(1.0),
     gen_optax.scale_by_gen_paper(1e-3, every=every, evaluate=evaluate),
   )
@@ -123,13 +132,17 @@ LAZY = {
 }
 
 
-def extra_cost(problem: Problem, optimizer, base: Cost, forward: Cost) -> dict:
-  """A step over the base's: flops in F, memory in copies of the parameters."""
+def extra_cost(
+  problem: Problem, optimizer, without_refresh, base: Cost, forward: Cost
+) -> dict:
+  """A step over the base's: flops in F, memory in copies of the parameters.
+
+  `without_refresh` is the same optimizer with `NOTHING_TO_REFRESH`.
+  """
   cost = step_cost(problem, optimizer)
-  with mock.patch.object(looks, "look", lambda count, observe, known: known):
-    blind = step_cost(problem, optimizer).flops
+  blind = step_cost(problem, without_refresh).flops
   looking = cost.flops - base.flops
-  flops = looking - (1 - 1 / looks.EVERY) * (cost.flops - blind)
+  flops = looking - (1 - 1 / observe.REFRESH_EVERY) * (cost.flops - blind)
   copy = 4 * problem.size
   return {
     "flops_in_forward": flops / forward.flops,
@@ -264,7 +277,13 @@ def measure(problem: Problem, chosen, args, bar) -> dict:
     bar.set_description(f"{problem.title.split()[0]}: {candidate.name}")
     record["candidates"][candidate.name] = {
       "note": candidate.note,
-      **extra_cost(problem, candidate.make(1), base, forward),
+      **extra_cost(
+        problem,
+        candidate.make(1),
+        candidate.make(1, rule=NOTHING_TO_REFRESH),
+        base,
+        forward,
+      ),
     }
     for every in args.every:
       optimizer = candidate.make(every)

@@ -1,0 +1,356 @@
+"""The default rule alone: its constants, its outliers, its search."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from running import fit_of, gen_state, step
+
+import gen_optax
+from gen_optax.gen import outliers, rule
+from gen_optax.gen.averages import Parabola, forget_fits, no_averages
+from gen_optax.gen.fit import LineFit, unknown_fit
+from gen_optax.gen.search import fit_or_search, search_step
+from gen_optax.guards.scale import Scale
+from gen_optax.helpers import mean
+from gen_optax.helpers.mean import Mean
+
+in_float64 = pytest.mark.usefixtures("x64")
+
+
+@in_float64
+@pytest.mark.parametrize(
+  "slope, curvature, rate, accepted",
+  [
+    (2.0, 5.0, 0.4, True),  # b / A
+    (2.0, 0.5, 1.0, True),  # 4, more than ten times the rate
+    (2.0, 500.0, 0.01, True),  # less than a tenth of it
+    (2.0, -5.0, 1.0, True),  # concave downhill: ten times the rate
+    (2.0, 0.0, 1.0, True),  # straight downhill: the same
+    (-2.0, 5.0, 0.1, False),  # uphill: hold
+    (-2.0, -5.0, 0.1, False),
+    (0.0, 0.0, 0.1, False),
+  ],
+)
+def test_the_first_fit_divides_grows_or_holds(slope, curvature, rate, accepted):
+  found, averages, said = rule.learn(
+    rule.GenRule(),
+    fit_of(slope, curvature),
+    no_averages(jnp.float64),
+    jnp.asarray(0.1),
+    False,
+  )
+  np.testing.assert_allclose(found, rate, rtol=1e-12)
+  assert bool(said) == accepted
+  expected = 0.1 * np.array([slope, curvature])
+  np.testing.assert_allclose(averages.line.sum, expected, rtol=1e-12)
+
+
+@in_float64
+def test_the_averages_divide_and_not_the_quotients():
+  """Fits (1, 1) and (1, 9): 2 / 10 of the averages, not (1 + 1 / 9) / 2."""
+  rate, averages = jnp.asarray(0.3), no_averages(jnp.float64)
+  for curvature in (1.0, 9.0):
+    rate, averages, _ = rule.learn(
+      rule.GenRule(smoothing=0.5),
+      fit_of(1.0, curvature),
+      averages,
+      rate,
+      False,
+    )
+  np.testing.assert_allclose(rate, 0.75 / (0.25 + 4.5), rtol=1e-12)
+
+
+@in_float64
+def test_a_wall_in_the_curvature_is_forgotten():
+  """One fit counts for a thousand usual ones at most."""
+  rate, averages = jnp.asarray(1.0), no_averages(jnp.float64)
+  for curvature in [1.0] * 5 + [1e20] + [1.0] * 100:
+    rate, averages, _ = rule.learn(
+      rule.GenRule(smoothing=0.9),
+      fit_of(1.0, curvature),
+      averages,
+      rate,
+      False,
+    )
+    assert np.isfinite(rate) and rate > 0
+  np.testing.assert_allclose(rate, 1.0, rtol=0.2)
+
+
+# Each line's own optimum
+
+HALF = rule.GenRule(smoothing=0.5)
+
+
+def after_one(fresh):
+  """Averages over two, after a fit of slope 1 and curvature 1."""
+  one = jnp.ones(())
+  return no_averages(jnp.float64)._replace(
+    line=Mean(Parabola(one / 2, one / 2), one / 2),
+    fresh_slope=Mean(one * fresh, one),
+  )
+
+
+@in_float64
+@pytest.mark.parametrize(
+  "curvature, fresh, alone, rate",
+  [
+    (4.0, 1.0, True, 0.25),  # stands alone, without noise
+    (4.0, 1.0, False, 1 / 3),  # serves more than one step
+    (4.0, 0.9, True, 0.3),  # the slope is a tenth noise
+    (-0.1, 1.0, True, 17 / 6),  # bends down, the averages up
+    (-1.0, 1.0, True, 10.0),  # the averages do not either
+  ],
+)
+def test_where_a_line_s_own_optimum_is_taken(curvature, fresh, alone, rate):
+  found, _, _ = rule.learn(
+    HALF, fit_of(1.0, curvature), after_one(fresh), jnp.ones(()), alone
+  )
+  np.testing.assert_allclose(found, rate, rtol=1e-12)
+
+
+@in_float64
+def test_a_line_is_at_most_twice_as_long_as_the_averages_say():
+  """They say 0.75 / 0.255, and its own fit 100."""
+  found, _, _ = rule.learn(
+    HALF, fit_of(1.0, 0.01), after_one(fresh=1.0), jnp.array(20.0), True
+  )
+  np.testing.assert_allclose(found, 1.5 / 0.255, rtol=1e-12)
+
+
+@in_float64
+@pytest.mark.parametrize(
+  "slope, sizes, said",
+  [
+    (1.0, 1.0, False),
+    (0.9995, 1.0, False),  # rounding, a weak decay
+    (0.99, 1.0, True),
+    (-1.0, 1.0, True),
+    (0.0, 0.0, False),
+    (np.nan, np.nan, False),  # a faulty batch says nothing
+    (1.0, np.inf, False),
+  ],
+)
+def test_what_tells_of_memory(slope, sizes, said):
+  assert rule.has_momentum(jnp.asarray(slope), jnp.asarray(sizes)) == said
+
+
+# The constants
+
+
+DEFAULTS = rule.GenRule()
+
+
+@in_float64
+@pytest.mark.parametrize(
+  "constants, rate",
+  [
+    (dict(), 0.75 / 0.75),
+    (dict(smoothing=0.75), (0.375 + 0.25) / 0.625),
+    (dict(max_ratio=4.0), 0.8),
+  ],
+  ids=str,
+)
+def test_each_constant_of_the_average(constants, rate):
+  """Averages 1/2 and 1/2 of weight 1/2, then a fit (1, 1) at rate 0.2."""
+  half = rule.GenRule(**({"smoothing": 0.5} | constants))
+  found, _, _ = rule.learn(
+    half, fit_of(1.0, 1.0), after_one(1.0), jnp.array(0.2), False
+  )
+  np.testing.assert_allclose(found, rate, rtol=1e-12)
+
+
+@in_float64
+@pytest.mark.parametrize("share, rate", [(0.15, 0.15), (0.3, 0.3), (0.0, 0.1)])
+def test_the_distance_bounds_the_rate_from_below(share, rate):
+  """Fresh data see a tenth of the slope, and updates have gone a long way."""
+  one = jnp.ones(())
+  averages = after_one(0.1)._replace(max_distance=2 * one, sum_sq_norms=4 * one)
+  found, _, _ = rule.learn(
+    rule.GenRule(smoothing=0.5, distance_share=share),
+    *(fit_of(1.0, 1.0), averages, one, False),
+  )
+  np.testing.assert_allclose(found, rate, rtol=1e-12)
+
+
+@in_float64
+@pytest.mark.parametrize(
+  "lead, rate", [(2.0, 1.5 / 0.255), (1.0, 0.75 / 0.255), (None, 0.75 / 0.255)]
+)
+def test_how_far_a_line_leads(lead, rate):
+  found, _, _ = rule.learn(
+    rule.GenRule(smoothing=0.5, max_lead=lead),
+    *(fit_of(1.0, 0.01), after_one(1.0), jnp.array(20.0), True),
+  )
+  np.testing.assert_allclose(found, rate, rtol=1e-12)
+
+
+def test_the_average_of_fresh_slopes():
+  averages = no_averages(jnp.float32)
+  for slope in (1.0, 3.0):
+    averages = rule.include_fresh_slope(
+      rule.GenRule(fresh_smoothing=0.5), averages, jnp.float32(slope)
+    )
+  found = mean.value(averages.fresh_slope)
+  np.testing.assert_allclose(found, (0.25 * 1 + 0.5 * 3) / 0.75, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "name, wrong",
+  [
+    ("smoothing", 1.0),
+    ("fresh_smoothing", -0.1),
+    ("distance_share", np.nan),
+    ("max_ratio", 0.5),
+    ("max_lead", -1.0),
+    ("smoothing", None),
+  ],
+)
+def test_a_constant_out_of_range_is_named(name, wrong):
+  with pytest.raises(ValueError, match=name):
+    gen_optax.scale_by_gen(rule=DEFAULTS._replace(**{name: wrong}))
+
+
+def test_what_is_no_rule_is_refused():
+  with pytest.raises(ValueError, match="GenRule"):
+    gen_optax.scale_by_gen(rule=(0.9, 0.97))
+
+
+def test_smoothing_is_the_rule_s_unless_given():
+  def smoothing_of(**options):
+    """The weight of the second of two fits in the averages."""
+    tx = optax.chain(optax.sgd(0.1), gen_optax.scale_by_gen(**options))
+    w = jnp.ones(2)
+    _, state, _ = step(tx, lambda w: jnp.sum(w**2), w, tx.init(w))
+    return 1 - float(gen_state(state).averages.line.weight)
+
+  half = rule.GenRule(smoothing=0.5)
+  assert smoothing_of() == pytest.approx(0.9)
+  assert smoothing_of(rule=half) == pytest.approx(0.5)
+  assert smoothing_of(rule=half, smoothing=0.7) == pytest.approx(0.7)
+
+
+def test_nothing_is_refreshed_that_the_rule_does_not_ask_for():
+  """The sums over the parameters that no fit needs are not in the program."""
+  w = {"w": jnp.ones((40, 40))}
+  loss = lambda p: jnp.sum(p["w"] ** 2)
+
+  def flops(**options):
+    tx = optax.chain(optax.sgd(0.1), gen_optax.scale_by_gen(**options))
+    go = jax.jit(lambda w, state: step(tx, loss, w, state))
+    compiled = go.lower(w, tx.init(w)).compile()
+    return compiled.cost_analysis()["flops"]
+
+  nothing = rule.GenRule(distance_share=0.0, max_lead=None)
+  saved = flops() - flops(rule=nothing)
+  assert saved >= 3 * 1600  # a difference, a square and a sum at least
+
+
+# Outliers
+
+
+@pytest.mark.parametrize("curvature", [1e3, 1e20])
+def test_an_absurd_fit_weighs_less_than_a_steep_one(curvature):
+  """A steep batch counts in full; what no loss can have does not."""
+  fit = lambda a: LineFit(*(jnp.float32(x) for x in (1, a, 1 / a, 1)), True)
+  rate, averages = jnp.float32(1.0), no_averages(jnp.float32)
+  after = []
+  for a in [1.0] * 60 + [curvature] + [1.0] * 40:
+    rate, averages, _ = rule.learn(
+      rule.GenRule(), fit(a), averages, rate, False
+    )
+    after.append(float(rate))
+  assert after[59] == pytest.approx(1.0)
+  if curvature == 1e3:
+    np.testing.assert_allclose(after[60], 0.1)  # 1 / 100.9, ten times at most
+    np.testing.assert_allclose(after[61], 1 / (0.9 * 100.9 + 0.1), rtol=1e-2)
+  else:
+    assert after[60] > 0.2 and after[100] > 0.9
+
+
+def test_a_loss_that_grows_for_good_is_learnt():
+  """Ten times average fits nearly double the averages, one by one."""
+  fit = lambda x: LineFit(*(jnp.float32(y) for y in (x, x, 1, 1)), True)
+  rate, averages = jnp.float32(1.0), no_averages(jnp.float32)
+  outliers_met = []
+  for x in [1.0] * 60 + [1e8] * 40:
+    outliers_met.append(bool(outliers.is_outlier_fit(fit(x), averages, rate)))
+    rate, averages, _ = rule.learn(
+      rule.GenRule(), fit(x), averages, rate, False
+    )
+  assert not any(outliers_met[:60]) and outliers_met[60]
+  assert not any(outliers_met[90:])
+
+
+def test_an_outlying_update_counts_ten_in_the_size_and_nothing_in_the_path():
+  one = jnp.float32(1.0)
+  averages = no_averages(jnp.float32)._replace(
+    size=Scale(2 * one, one < 0, one < 0), sum_sq_norms=7 * one
+  )
+  far, taken = (
+    outliers.include_size(averages, jnp.float32(1e20), jnp.asarray(outlier))
+    for outlier in (True, False)
+  )
+  np.testing.assert_allclose(far.size.usual, 0.9 * 2 + 0.1 * 20, rtol=1e-6)
+  assert far.sum_sq_norms == 7 and taken.sum_sq_norms > 1e19
+
+
+@pytest.mark.parametrize(
+  "fits, optimum, absurd",
+  [(0, 1e9, False), (1, 1e9, True), (1, 1e3, False), (2, 1e9, False)],
+)
+def test_what_makes_a_first_fit_absurd(fits, optimum, absurd):
+  fit = lambda optimum: unknown_fit(jnp.float32)._replace(
+    slope=jnp.float32(optimum),
+    curvature=jnp.float32(1.0),
+    optimum=jnp.float32(optimum),
+    finite=jnp.asarray(True),
+  )
+  averages = no_averages(jnp.float32)
+  for _ in range(fits):
+    _, averages, _ = rule.learn(rule.GenRule(), fit(1.0), averages, 1.0, False)
+  assert outliers.contradicts_first(fit(optimum), averages, 1.0, 0.9) == absurd
+  kept = forget_fits(averages._replace(sum_sq_norms=jnp.float32(7.0)), True)
+  assert not any(jax.tree.leaves(kept.line)) and kept.sum_sq_norms == 7
+
+
+# The search
+
+
+def test_a_search_that_would_jump_from_end_to_end():
+  """Each optimum lies nearly as far on the other side of the best rate."""
+
+  def estimate(_, rate):
+    optimum = rate * (0.02 / rate) ** 1.99
+    one = jnp.ones(())
+    return LineFit(one, 1 / optimum, optimum, one, jnp.ones((), bool))
+
+  yes, no = jnp.ones((), bool), jnp.zeros((), bool)
+  trial, _ = fit_or_search(
+    estimate,
+    jnp.ones(2),
+    jnp.float32(1e-3),
+    no_averages(jnp.float32),
+    pending=yes,
+    searching=yes,
+    outlier=no,
+    exact=False,
+    max_ratio=10.0,
+  )
+  assert trial.found and 0.01 < trial.rate < 0.04
+
+
+@pytest.mark.parametrize("halve", [False, True])
+def test_what_a_late_search_finds_it_goes_to(halve):
+  yes, one = jnp.ones((), bool), jnp.ones(())
+  fit = LineFit(one, one / 1.5, 1.5 * one, one, yes)
+  rate, *_, found, _ = search_step(
+    fit, one, 0.1, 100.0, halve=halve, max_ratio=10.0
+  )
+  assert found and rate == 1.5
+  fit = fit._replace(curvature=one / 9, optimum=9 * one)
+  rate, *_, found, _ = search_step(
+    fit, one, 0.1, 100.0, halve=halve, max_ratio=10.0
+  )
+  assert not found and rate == (10.0 if halve else 9.0)
