@@ -6,9 +6,6 @@ pass to dominate: 512 examples. The default's work is counted with 128, those of
 `bench.py gen`.
 """
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +13,8 @@ import optax
 import pytest
 
 import gen_optax
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from common import gen_costs as bench  # noqa: E402
-from common import gen_tables, programs  # noqa: E402
+from scripts.bench import gen as bench
+from scripts.bench import gen_tables, programs
 
 
 def mlp_loss(params, batch):

@@ -1,14 +1,11 @@
 """The benchmark's count of ELMO's passes: products when they are due."""
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from common import elmo_costs, programs  # noqa: E402
+from scripts.bench import elmo as elmo_costs
+from scripts.bench import programs
 
 
 @pytest.fixture

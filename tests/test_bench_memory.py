@@ -4,8 +4,6 @@ A batch that holds about as much as the parameters do.
 """
 
 import functools
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +11,8 @@ import optax
 import pytest
 
 import gen_optax
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from common import memory_costs, programs  # noqa: E402
+from scripts.bench import memory as memory_costs
+from scripts.bench import programs
 
 GEN = {c.name: c for c in memory_costs.GEN if c.points}
 

@@ -1,8 +1,5 @@
 """The full-batch comparison: its problems, its counting, its references."""
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +7,9 @@ import optax
 import pytest
 import scipy.optimize
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-import elmo_digits as lab  # noqa: E402
-from common import equal_cost, fosi, full_batch, top_eigenvalues  # noqa: E402
-from common import full_batch_methods as methods  # noqa: E402
+from scripts.elmo import digits as lab
+from scripts.elmo import equal_cost, fosi, full_batch, top_eigenvalues
+from scripts.elmo import full_batch_methods as methods
 
 
 def small_logistic():

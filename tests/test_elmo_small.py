@@ -1,12 +1,8 @@
 """The small problems' script: its reference, and ELMO against it."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-import elmo_small as lab  # noqa: E402
+from scripts.elmo import small as lab
 
 
 def test_the_references_step_is_the_cubic_models_minimum():

@@ -7,8 +7,6 @@ each class in each precision.
 """
 
 import functools
-import sys
-from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
@@ -17,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from common import fault_methods, faults  # noqa: E402
+from scripts.robustness import campaign as faults
+from scripts.robustness import methods as fault_methods
 
 OURS = list(fault_methods.ours())
 NARROW_AND_WIDE = [

@@ -6,8 +6,6 @@ kinds of axes several times; `-m slow` runs the full product.
 
 import functools
 import itertools
-import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,10 +15,9 @@ from jax.sharding import AxisType
 
 from gen_optax.oracle.hessian import hvp
 from gen_optax.oracle.line import exact_by_forward_mode
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from common import collectives, layouts  # noqa: E402
-from common.layouts import LAYOUTS, TRANSFORMS  # noqa: E402
+from scripts.bench import hlo as collectives
+from scripts.bench import layouts
+from scripts.bench.layouts import LAYOUTS, TRANSFORMS
 
 STEPS = 20
 PLACES = list(itertools.product(LAYOUTS, (AxisType.Auto, AxisType.Explicit)))

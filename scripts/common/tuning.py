@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common.tasks import Task
 
 import gen_optax
+from scripts.common.tasks import Task
 
 # Steps between two looks at a run: for the progress bar, and for pictures.
 CHUNK = 50
