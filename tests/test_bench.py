@@ -3,7 +3,7 @@
 Counts of compiled programs, no wall times. What GeN does with each parameter
 does not grow with the batch, so the batch here is large enough for the forward
 pass to dominate: 512 examples. The default's work is counted with 128, those of
-`bench.py gen`.
+`scripts.bench gen`.
 """
 
 import jax

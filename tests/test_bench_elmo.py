@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from scripts.bench import elmo as elmo_costs
-from scripts.bench import programs
+from scripts.bench import elmo, programs
 
 
 @pytest.fixture
@@ -24,8 +23,8 @@ def problem():
   return programs.Problem("network", loss, params, (x, y))
 
 
-@pytest.mark.parametrize("every", elmo_costs.EVERY)
+@pytest.mark.parametrize("every", elmo.EVERY)
 def test_a_product_is_counted_where_eigenpairs_are_due(problem, every):
-  passes = elmo_costs.count_passes(problem, elmo_costs.make(every))
-  assert passes.products == elmo_costs.ORDER * programs.CYCLE // every
+  passes = elmo.count_passes(problem, elmo.make(every))
+  assert passes.products == elmo.ORDER * programs.CYCLE // every
   assert passes.losses >= programs.CYCLE

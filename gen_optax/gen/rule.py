@@ -18,7 +18,7 @@ MAX_RATIO = 10.0
 FRESH_SMOOTHING = 0.97
 # The least rate, as a share of the distance from the start over the root of the
 # summed squared norms of the updates (`distance_rate`). Chosen on LeNet
-# (scripts/ablations.py --study distance).
+# (scripts/gen/ablations.py --study distance).
 DISTANCE_SHARE = 0.15
 # A trial rate stands if the optimum is at least this share of it: then the loss
 # at the rate lies below phi(0) - b rate / 10. A half would say "not above", and

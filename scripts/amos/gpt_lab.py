@@ -11,8 +11,7 @@ import optax
 
 import gen_optax
 from gen_optax import amos
-from scripts.common import data as data_sets
-from scripts.common import models, tasks, tuning
+from scripts.common import data_sets, models, tasks, tuning
 from scripts.common.search import pattern_search
 
 EVERY = 10  # calls from one Hessian time to the next

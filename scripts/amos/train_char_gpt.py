@@ -5,12 +5,11 @@ the numbers that it has; the table comes from seeds that no search has seen. A
 control routes at random, at each Hessian time as much as AMOS did there: what
 AMOS gains over it is due to its rule.
 
-  python scripts/train_char_gpt.py --quick              a minute, small network
-  python scripts/train_char_gpt.py --data-dir DATA      0.1 million parameters
-  python scripts/train_char_gpt.py --data-dir DATA --study ema      Table 2
-  python scripts/train_char_gpt.py --data-dir DATA --size paper     on a GPU
+  python -m scripts.amos.train_char_gpt --quick          a minute
+  python -m scripts.amos.train_char_gpt --data-dir DATA
 
-Without `--data-dir` the text is the language reference that Python ships.
+`--study ema` is the paper's Table 2. The network has 0.1 million parameters,
+with `--size paper` the paper's, for a GPU. Without `--data-dir` the text is the language reference that Python ships.
 Records are kept in a file under `--out`, and a run that was cut short goes on
 where it stopped.
 """

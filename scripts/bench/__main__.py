@@ -1,41 +1,43 @@
 """What a step costs beside simpler ones: work, memory, time, communication.
 
-    python scripts/bench.py memory
-    python scripts/bench.py compile
-    python scripts/bench.py gen
-    python scripts/bench.py psgd
-    python scripts/bench.py elmo
-    python scripts/bench.py amos
-    python scripts/bench.py growth
-    python scripts/bench.py all --quick     all of these
-    python scripts/bench.py collectives     on eight simulated devices
+    python -m scripts.bench memory
+    python -m scripts.bench compile
+    python -m scripts.bench gen
+    python -m scripts.bench psgd
+    python -m scripts.bench elmo
+    python -m scripts.bench amos
+    python -m scripts.bench growth
+    python -m scripts.bench all --quick     all of these
+    python -m scripts.bench collectives     on eight simulated devices
 
-Each suite is a module, `common/<suite>_costs.py`.
+Each suite is the module of its name.
 """
 
 import argparse
 from pathlib import Path
 
-from scripts.bench import amos as amos_costs
-from scripts.bench import collectives as collective_costs
-from scripts.bench import compile as compile_costs
-from scripts.bench import elmo as elmo_costs
-from scripts.bench import gen as gen_costs
-from scripts.bench import growth as growth_costs
-from scripts.bench import memory as memory_costs
-from scripts.bench import psgd as psgd_costs
+from scripts.bench import (
+  amos,
+  collectives,
+  compile,
+  elmo,
+  gen,
+  growth,
+  memory,
+  psgd,
+)
 from scripts.common import report
 
 ON_ONE_DEVICE = {
-  "memory": memory_costs,
-  "compile": compile_costs,
-  "gen": gen_costs,
-  "psgd": psgd_costs,
-  "elmo": elmo_costs,
-  "amos": amos_costs,
-  "growth": growth_costs,
+  "memory": memory,
+  "compile": compile,
+  "gen": gen,
+  "psgd": psgd,
+  "elmo": elmo,
+  "amos": amos,
+  "growth": growth,
 }
-SUITES = ON_ONE_DEVICE | {"collectives": collective_costs}
+SUITES = ON_ONE_DEVICE | {"collectives": collectives}
 
 
 def parse_args():

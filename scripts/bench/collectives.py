@@ -1,9 +1,9 @@
 """What one step of each transform sends, on eight simulated devices.
 
 Counts and bytes are read from the compiled text of a run of steps, see
-`common/collectives.py`. The network has two layers; its own collectives (the
-gradient's sum over the batch, the parameters that a forward pass gathers) are
-part of every row, and those of Adam alone are the unit.
+`hlo.py`. The network has two layers; its own collectives (the gradient's sum
+over the batch, the parameters that a forward pass gathers) are part of every
+row, and those of Adam alone are the unit.
 
 "Every step" is what no condition guards. "When due" is one trip of the loops
 that hold what is lazy: a fit, a curvature, an update of a preconditioner, a
@@ -17,8 +17,7 @@ import optax
 from jax.sharding import AxisType
 from tqdm import tqdm
 
-from scripts.bench import hlo as collectives
-from scripts.bench import layouts
+from scripts.bench import hlo, layouts
 from scripts.bench.hlo import total
 from scripts.common import report
 
@@ -67,12 +66,12 @@ def run(args) -> dict:
   return records
 
 
-def sent(tx, net, layout) -> list[collectives.Collective]:
+def sent(tx, net, layout) -> list[hlo.Collective]:
   mesh = layout.make_mesh(AxisType.Auto)
   with jax.set_mesh(mesh):
     placed = layouts.place(net, layout, mesh)
     lowered = layouts.train(tx, placed, STEPS, layout).lower(placed)
-    return collectives.collectives_of(lowered.compile().as_text(), STEPS)
+    return hlo.collectives_of(lowered.compile().as_text(), STEPS)
 
 
 def record(found, base) -> dict:
@@ -90,7 +89,7 @@ def record(found, base) -> dict:
 def kinds(found, lazy) -> str:
   """How many of each kind, as in "9 sum, 3 gather"."""
   counts = {
-    kind: total(found, lazy=lazy, kind=kind).count for kind in collectives.KINDS
+    kind: total(found, lazy=lazy, kind=kind).count for kind in hlo.KINDS
   }
   return ", ".join(
     f"{report.number(count)} {SHORT[kind]}"

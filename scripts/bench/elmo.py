@@ -17,12 +17,12 @@ import optax
 from tqdm import tqdm
 
 import gen_optax
-from scripts.bench import gen as gen_costs
+from scripts.bench import gen
 from scripts.bench.programs import CYCLE, Problem, problem_of, train_step
 from scripts.bench.timing import paired_ratios, quartiles
 from scripts.common import report
 
-PROBLEMS = {k: v for k, v in gen_costs.PROBLEMS.items() if k != "lora"}
+PROBLEMS = {k: v for k, v in gen.PROBLEMS.items() if k != "lora"}
 TOP, BOTTOM, ORDER = 4, 2, 12
 EVERY = (1, 8)
 
@@ -75,14 +75,14 @@ def product_timer(problem: Problem) -> Callable[[], float]:
   vector = gen_optax.helpers.trees.noise_like(problem.params, 0)
   zeros = optax.tree.zeros_like(vector)
   carry = (problem.params, vector, zeros)
-  return gen_costs.cycle_timer(step, carry, problem.batches)
+  return gen.cycle_timer(step, carry, problem.batches)
 
 
 def measure(problem: Problem, args, bar) -> dict:
-  gradient = gen_costs.gradient_timer(problem)
+  gradient = gen.gradient_timer(problem)
   over_gradient = {}
   for name, timer in (
-    ("loss", gen_costs.forward_timer(problem)),
+    ("loss", gen.forward_timer(problem)),
     ("product", product_timer(problem)),
   ):
     ratios = paired_ratios(timer, gradient, args.seconds)
@@ -93,7 +93,7 @@ def measure(problem: Problem, args, bar) -> dict:
     optimizer = make(every)
     passes = count_passes(problem, optimizer)
     ratios = paired_ratios(
-      gen_costs.optimizer_timer(problem, optimizer), gradient, args.seconds
+      gen.optimizer_timer(problem, optimizer), gradient, args.seconds
     )
     counted = (
       CYCLE

@@ -37,8 +37,7 @@ from tqdm import tqdm
 
 import gen_optax
 from gen_optax.gen import looks
-from scripts.bench import gen_tables
-from scripts.bench import gpt2 as gpt2_costs
+from scripts.bench import gen_tables, gpt2
 from scripts.bench.programs import (
   CYCLE,
   Cost,
@@ -334,5 +333,5 @@ def run(args) -> dict:
       records[model] = measure(problem, chosen, args, bar)
       tqdm.write(gen_tables.describe(records[model], chosen[0].name))
   if "gpt2" in args.models:
-    records["gpt2"] = gpt2_costs.run(args)
+    records["gpt2"] = gpt2.run(args)
   return records

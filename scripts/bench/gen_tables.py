@@ -1,4 +1,4 @@
-"""The tables of `gen_costs`, and whether its targets are met."""
+"""The tables of `gen.py`, and whether its targets are met."""
 
 from scripts.common import report
 

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from scripts.common import data as data_sets
-from scripts.common import models
+from scripts.common import data_sets, models
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -11,9 +11,9 @@ XLA's count of floating-point operations. Every method is tuned over as many
 trials on the tuning seed; a best setting on the edge of a grid extends it. The
 median of fresh seeds decides.
 
-    python scripts/elmo_digits.py --quick              about a minute
-    python scripts/elmo_digits.py
-    python scripts/elmo_digits.py --study eigenvalues  Lanczos against LAPACK
+    python -m scripts.elmo.digits --quick              about a minute
+    python -m scripts.elmo.digits
+    python -m scripts.elmo.digits --study eigenvalues  Lanczos against LAPACK
 
 Records are kept as they come; a run that was cut short goes on there.
 """

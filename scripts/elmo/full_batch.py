@@ -15,7 +15,7 @@ import numpy as np
 import scipy.optimize
 
 import gen_optax
-from scripts.common import data as data_sets
+from scripts.common import data_sets
 
 
 class Problem(NamedTuple):

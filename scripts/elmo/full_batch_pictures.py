@@ -1,4 +1,4 @@
-"""The pictures of `elmo_digits.py`, from its records."""
+"""The pictures of `digits.py`, from its records."""
 
 import numpy as np
 

@@ -7,8 +7,8 @@ and a thousandth beside it. A method has arrived at a second-order point:
 the loss; each step has one gradient and one Hessian besides, for all but
 gradient descent.
 
-    python scripts/elmo_small.py
-    python scripts/elmo_small.py --random-starts 50
+    python -m scripts.elmo.small
+    python -m scripts.elmo.small --random-starts 50
 
 The cubic regularisation is written here from its definition and shares no code
 with ELMO; it comes with two rules for its parameter, which starts where ELMO's

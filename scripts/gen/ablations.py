@@ -7,10 +7,10 @@ paper's rule, on an MLP on digits and on noisy logistic regression; and the
 share of the distance in the default's least rate, on LeNet, which needs MNIST.
 Nothing is tuned, so every seed is a report.
 
-  python scripts/ablations.py                     everything, some minutes
-  python scripts/ablations.py --study every       one study
-  python scripts/ablations.py --study distance --data-dir DATA --steps 500
-  python scripts/ablations.py --quick             50 steps, one seed, ends only
+  python -m scripts.gen.ablations                everything, some minutes
+  python -m scripts.gen.ablations --study every  one study
+  python -m scripts.gen.ablations --study distance --data-dir DATA --steps 500
+  python -m scripts.gen.ablations --quick        50 steps, one seed, ends only
 """
 
 import dataclasses

@@ -18,9 +18,8 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from scripts.common import data as data_sets
-from scripts.common import models, tuning
-from scripts.common.data import Data, Split
+from scripts.common import data_sets, models, tuning
+from scripts.common.data_sets import Data, Split
 from scripts.common.tasks import Task
 from scripts.gen import schedules
 

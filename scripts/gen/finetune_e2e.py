@@ -6,8 +6,8 @@ to put E2E's records into words, by all weights, by LoRA and by BitFit. Each
 schedule's peak rate is searched over eight rates on a seed of its own, an edge
 of the grid extends it; GeN has nothing to search. Numbers are from other seeds.
 
-  python scripts/finetune_e2e.py --quick              a minute, templates
-  python scripts/finetune_e2e.py --data-dir DATA
+  python -m scripts.gen.finetune_e2e --quick              a minute, templates
+  python -m scripts.gen.finetune_e2e --data-dir DATA
 
 Without `--data-dir` the texts are Python's language reference, and sentences
 made from templates.

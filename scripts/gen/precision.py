@@ -1,6 +1,6 @@
 """What GeN's fit sees of a line whose loss is computed in bfloat16.
 
-    python scripts/precision.py
+    python -m scripts.gen.precision
 
 An MLP on scikit-learn's digits after some steps of Adam, and Adam's update as
 the direction u. The forward pass runs in float32, or with parameters and

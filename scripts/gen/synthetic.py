@@ -9,8 +9,8 @@ PSGD (an X-shaped preconditioner, which in two dimensions is a dense one, steps
 clipped to norm 1) joins with its rate tuned and with GeN behind it, and ELMO
 with exact eigenpairs and nothing to tune: its sigma starts at 1e-2, 1 and 100.
 
-    python scripts/synthetic.py rosenbrock
-    python scripts/synthetic.py all --held-out 8 --seed 1
+    python -m scripts.gen.synthetic rosenbrock
+    python -m scripts.gen.synthetic all --held-out 8 --seed 1
 
 The race is compiled whole, in float64: a scan over steps inside a vmap over
 starts and rates. A method is one row of `ENTRANTS`.

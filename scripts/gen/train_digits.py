@@ -5,9 +5,9 @@ rates each; the same bases under GeN, and optimizers that need no rate, run as
 they come. The search uses its own seeds; the table and the pictures come from
 other seeds, with other initial weights and data order.
 
-  python scripts/train_digits.py --quick          a minute, one picture
-  python scripts/train_digits.py                  MLP and CNN on digits
-  python scripts/train_digits.py --data mnist --data-dir DATA
+  python -m scripts.gen.train_digits --quick          a minute, one picture
+  python -m scripts.gen.train_digits                  MLP and CNN on digits
+  python -m scripts.gen.train_digits --data mnist --data-dir DATA
 
 The CNN on MNIST or CIFAR-10 takes hours on a CPU; `--models mlp` leaves it out.
 """

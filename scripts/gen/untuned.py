@@ -5,9 +5,9 @@ runs are compared with the same base whose rate was tuned under a cosine
 schedule over at least eight rates. The search uses its own seeds; every number
 printed comes from other seeds, with other initial weights and data order.
 
-  python scripts/untuned.py --data-dir DATA      the campaign, about an hour
-  python scripts/untuned.py --report             its tables once more
-  python scripts/untuned.py --quick              two tasks, 100 steps, one seed
+  python -m scripts.gen.untuned --data-dir DATA  the campaign, about an hour
+  python -m scripts.gen.untuned --report         its tables once more
+  python -m scripts.gen.untuned --quick          two tasks, 100 steps, one seed
 """
 
 import sys

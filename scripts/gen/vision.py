@@ -6,10 +6,10 @@ in width. Each schedule's peak rate is searched over eight rates on a seed of
 its own, an edge of the grid extends it; GeN has nothing to search. Every number
 printed is from other seeds.
 
-  python scripts/vision.py --quick                       a minute
-  python scripts/vision.py                               digits
-  python scripts/vision.py --data-dir DATA --images mnist
-  python scripts/vision.py --data-dir DATA --images cifar --width 64    on a GPU
+  python -m scripts.gen.vision --quick                     a minute
+  python -m scripts.gen.vision                             digits
+  python -m scripts.gen.vision --data-dir DATA --images mnist
+  python -m scripts.gen.vision --data-dir DATA --images cifar --width 64
 
 The paper's pretrained networks do not come with this package.
 """

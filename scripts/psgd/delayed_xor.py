@@ -12,12 +12,12 @@ the results that are compared 0 on: other weights, other batches.
 The paper gives each run 100,000 iterations and does not say how rates were
 chosen; here `--cap` and `--tuning-cap` are far smaller, to fit a processor.
 
-  python scripts/delayed_xor.py               delay 32, and longer ones as far
-                                              as --budget-minutes go
-  python scripts/delayed_xor.py --search-55   which settings of low-rank PSGD
-                                              solve delay 55 with an RNN
-  python scripts/delayed_xor.py --report      tables and picture once more
-  python scripts/delayed_xor.py --quick       delay 8, two methods, a minute
+  python -m scripts.psgd.delayed_xor              delay 32, and longer as far
+                                                  as --budget-minutes go
+  python -m scripts.psgd.delayed_xor --search-55  settings of low-rank PSGD that
+                                                  solve delay 55 with an RNN
+  python -m scripts.psgd.delayed_xor --report     tables and picture once more
+  python -m scripts.psgd.delayed_xor --quick      delay 8, two methods, a minute
 
 Each run is kept in a results file as it ends; a campaign that was cut short
 goes on there.

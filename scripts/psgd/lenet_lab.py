@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from scripts.common import data as data_sets
-from scripts.common import models, tasks, tuning
+from scripts.common import data_sets, models, tasks, tuning
 from scripts.psgd.annealed import RECIPES, search, setting
 
 LENET = models.LeNet5()

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from scripts.common import tuning
-from scripts.common.data import Split
+from scripts.common.data_sets import Split
 from scripts.common.report import number
 from scripts.psgd import lenet_lab
 from scripts.psgd.annealed import RECIPES

@@ -6,10 +6,10 @@ trials for everybody, on seeds and validation images of their own. `--study`
 gives Table 9 (robustness) and what the paper asks beyond accuracy; studies use
 the rates found for the table and search what is missing.
 
-  python scripts/mnist_lenet.py --quick             digits, about a minute
-  python scripts/mnist_lenet.py --data-dir DATA     MNIST at 14x14, the table
-  python scripts/mnist_lenet.py --data-dir DATA --study noisy-labels
-  python scripts/mnist_lenet.py --data-dir DATA --study logistic
+  python -m scripts.psgd.mnist_lenet --quick          digits, about a minute
+  python -m scripts.psgd.mnist_lenet --data-dir DATA  MNIST at 14x14, the table
+  python -m scripts.psgd.mnist_lenet --data-dir DATA --study noisy-labels
+  python -m scripts.psgd.mnist_lenet --data-dir DATA --study logistic
 
 Studies: robustness, noisy-labels, imbalance, blur, switch, statistics, and
 logistic, a regression of its own. All keep their records in `results.json`

@@ -21,8 +21,7 @@ import optax
 
 from gen_optax import psgd
 from gen_optax.plotting import COLOURS
-from scripts.common import data as data_sets
-from scripts.common import models, tasks, tuning
+from scripts.common import data_sets, models, tasks, tuning
 from scripts.common.report import number
 from scripts.psgd import lenet_lab
 from scripts.psgd.annealed import first_order, psgd_recipe, search, setting

@@ -7,8 +7,8 @@ in size, uphill, flat, concave. A run has survived if parameters and state stay
 finite and the loss 20 clean steps later is below that before the fault, or
 below 1e-6. The class "none" is the control: no fault at all.
 
-    python scripts/faults.py            (20 of each class, four precisions)
-    python scripts/faults.py --quick    (4 of each class, float32)
+    python -m scripts.robustness.faults          20 of each, four precisions
+    python -m scripts.robustness.faults --quick  4 of each class, float32
 
 Others are asked for finite parameters and a lower loss only. Everything is
 deterministic given `--seed`; a run that was cut short goes on where it stopped.
@@ -29,6 +29,7 @@ from tqdm import tqdm  # noqa: E402
 
 from scripts.common import cli, report  # noqa: E402
 from scripts.robustness import campaign, methods  # noqa: E402
+from scripts.robustness.campaign import SPOKEN_OF  # noqa: E402
 
 GROUPS = {
   "ours": methods.ours,
@@ -80,9 +81,7 @@ def by_method(group, table) -> str:
         *sums[:2],
         f"{sums[2]} of {total(records, 'first')}",
         *(total(records, k) for k in ("not_finite", "withheld")),
-        total(records, "silent", campaign.SPOKEN_OF)
-        if group != "others"
-        else "",
+        "" if group == "others" else total(records, "silent", SPOKEN_OF),
         f"{control[0]} of {control[1]}",
         sum("error" in record for record in records),
       ]
@@ -170,8 +169,8 @@ def main():
     f"seed {args.seed}"
   )
   tables = {"dtypes": dtypes}
-  for group, methods in GROUPS.items():
-    names = [n for n in methods() if not args.only or n in args.only]
+  for group, make in GROUPS.items():
+    names = [n for n in make() if not args.only or n in args.only]
     tables[group] = {}
     for name in tqdm(names, desc=group, disable=None):
       one = partial(strike, group, name, each=each, first=first, seed=args.seed)

@@ -6,7 +6,7 @@ the work of what follows it. Of four classes one has logit 0, so that there is
 one optimum: with `--flat` all three have their own, and adding a number to all
 changes nothing. Each method runs at its defaults, in float32.
 
-    python scripts/soak.py
+    python -m scripts.robustness.soak
 
 What is looked at, on 400 even times:
   finite   every number of the parameters and of the state, but for eigenpairs

@@ -1,7 +1,7 @@
 """Two processes train one network, stop half-way, and go on from a checkpoint.
 
-    python scripts/two_process.py
-    python scripts/two_process.py --quick
+    python -m scripts.robustness.two_process
+    python -m scripts.robustness.two_process --quick
 
 The processes meet over the loopback, each with two simulated devices and half
 of every batch of digits. After half of the steps they save parameters and

@@ -1,4 +1,4 @@
-"""Networks and data of `lipschitz_distribution.py`."""
+"""Networks and data of `distribution.py`."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from scripts.common.data import Split, cifar10_30k, digits
+from scripts.common.data_sets import Split, cifar10_30k, digits
 
 BATCH = 100
 

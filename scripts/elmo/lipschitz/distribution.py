@@ -13,9 +13,9 @@ ways, which disagree:
                 saves at least half of what the upper model promises
   EigenARC      algorithm 3, which the paper measured with
 
-    python scripts/lipschitz_distribution.py --quick
-    python scripts/lipschitz_distribution.py
-    python scripts/lipschitz_distribution.py --data-dir DATA     CIFAR-10, 8x8
+    python -m scripts.elmo.lipschitz.distribution --quick
+    python -m scripts.elmo.lipschitz.distribution
+    python -m scripts.elmo.lipschitz.distribution --data-dir DATA  CIFAR-10, 8x8
 
 Superiority of Newton's method, as in appendix E: the loss after a step of
 gradient descent less that after Newton's step, both along the largest
@@ -31,10 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from scripts.common import cli
-from scripts.elmo.lipschitz import cases as lipschitz_cases
-from scripts.elmo.lipschitz import lab as lipschitz_lab
-from scripts.elmo.lipschitz import pictures, stats
-from scripts.elmo.lipschitz import tables as lipschitz_tables
+from scripts.elmo.lipschitz import cases, lab, pictures, stats, tables
 from scripts.elmo.lipschitz.cases import CASES
 from scripts.elmo.lipschitz.claims import all_claims
 
@@ -58,11 +55,11 @@ def parse_arguments():
     args.steps, args.seeds, args.looks = args.steps or 40, 2, 8
     args.width, args.depth, searching = 8, 3, 1
   args.steps = args.steps or 1200
-  unit = args.looks * lipschitz_lab.REFRESH
-  if args.steps % args.looks or args.steps % lipschitz_lab.REFRESH:
+  unit = args.looks * lab.REFRESH
+  if args.steps % args.looks or args.steps % lab.REFRESH:
     raise SystemExit(
       f"--steps must be a multiple of --looks, {args.looks}, and of "
-      f"{lipschitz_lab.REFRESH}: take {-(-args.steps // unit) * unit}"
+      f"{lab.REFRESH}: take {-(-args.steps // unit) * unit}"
     )
   args.report_seeds = list(range(args.seeds))
   args.search_seeds = list(range(100, 100 + searching))
@@ -74,7 +71,7 @@ class Study:
 
   def __init__(self, args):
     self.args = args
-    self.split, self.source = lipschitz_cases.images(args.data_dir)
+    self.split, self.source = cases.images(args.data_dir)
     name = "quick.json" if args.quick else "results.json"
     self.results = cli.Results(
       args.out / name,
@@ -87,12 +84,12 @@ class Study:
 
   def problem(self, case):
     args, features = self.args, self.split.x.shape[1]
-    return lipschitz_cases.make_problem(
+    return cases.make_problem(
       CASES[case].kind, features, args.width, args.depth
     )
 
   def seeds(self, case, seeds):
-    return lipschitz_cases.prepare(
+    return cases.prepare(
       *(CASES[case], self.problem(case), self.split, seeds, self.args.steps)
     )
 
@@ -106,22 +103,22 @@ class Study:
       seeds = self.seeds(case, self.args.search_seeds)
 
       def score(rates):
-        losses = lipschitz_lab.train(problem, seeds, rates, damping)
-        return lipschitz_lab.last_loss(losses).mean(1)
+        losses = lab.train(problem, seeds, rates, damping)
+        return lab.last_loss(losses).mean(1)
 
-      return lipschitz_lab.search(score, rates, 0 if quick else 4)._asdict()
+      return lab.search(score, rates, 0 if quick else 4)._asdict()
 
     which = "sgd" if damping is None else "hybrid"
     return self.results.get(f"rate/{case}/{which}", make)
 
   def measured(self, case) -> dict:
-    """What `lipschitz_lab.look` saw along SGD's run, and the rate."""
+    """What `lab.look` saw along SGD's run, and the rate."""
     rate = self.search(case)["rate"]
 
     def make():
       seeds = self.seeds(case, self.args.report_seeds)
       with tqdm(total=self.args.steps, desc=case, unit="step") as bar:
-        seen = lipschitz_lab.measure(
+        seen = lab.measure(
           *(self.problem(case), seeds, rate, self.args.looks),
           *(4 if self.args.quick else 10, bar),
         )
@@ -138,7 +135,7 @@ class Study:
     def make():
       problem = self.problem(case)
       seeds = self.seeds(case, self.args.report_seeds)
-      return lipschitz_lab.train(problem, seeds, [hybrid["rate"]], DAMPING)[0]
+      return lab.train(problem, seeds, [hybrid["rate"]], DAMPING)[0]
 
     losses = np.array(self.measured(case)["loss"], float)
     return {
@@ -154,7 +151,7 @@ def main():
   study = Study(args)
   print(
     f"{study.source}; {args.steps} steps of SGD with batches of "
-    f"{lipschitz_cases.BATCH}; {args.looks} looks at the Hessian of the next "
+    f"{cases.BATCH}; {args.looks} looks at the Hessian of the next "
     f"batch.\nSeeds {args.report_seeds}; rates searched on seeds "
     f"{args.search_seeds}. Numbers in brackets: lowest and highest seed."
   )
@@ -169,8 +166,8 @@ def main():
     training[case] = study.compared(case)
     last = (stats.last_loss(run) for run in training[case].values())
     bar.set_postfix_str(" / ".join(f"loss {x.mean():.4f}" for x in last))
-  lipschitz_tables.show(records, training, lipschitz_lab.control())
-  lipschitz_tables.show_claims(all_claims(records, training))
+  tables.show(records, training, lab.control())
+  tables.show_claims(all_claims(records, training))
 
   prefix = "quick_" if args.quick else ""
   labels = ("residual", "random labels", "noise")

@@ -1,4 +1,4 @@
-"""Training and measurements of `lipschitz_distribution.py`.
+"""Training and measurements of `distribution.py`.
 
 Along a run of SGD each look takes the extreme eigenpairs of the minibatch's
 Hessian and estimates, for each, how fast the Hessian changes along it. Seeds

@@ -1,4 +1,4 @@
-"""The pictures of `lipschitz_distribution.py`, drawn from its records."""
+"""The pictures of `distribution.py`, drawn from its records."""
 
 import numpy as np
 

@@ -1,6 +1,6 @@
-"""Statistics of `lipschitz_distribution.py`: from records to numbers.
+"""Statistics of `distribution.py`: from records to numbers.
 
-A record holds arrays of shape (seeds, looks, ...), as `lipschitz_lab.measure`
+A record holds arrays of shape (seeds, looks, ...), as `lab.measure`
 makes them. Looks of one run are not independent; seeds are. So what a table
 calls p without more is a test over seeds, of one number each.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import scipy.stats
 
 from gen_optax import elmo
-from scripts.elmo.lipschitz import lab as lipschitz_lab
+from scripts.elmo.lipschitz import lab
 from scripts.elmo.lipschitz.lab import EXPONENTS, TOP
 
 ESTIMATES = {
@@ -171,7 +171,7 @@ def first_order_share(record, estimate) -> OverSeeds:
 
 def last_loss(run) -> np.ndarray:
   """The mean loss of the last tenth of steps, one for each seed."""
-  return lipschitz_lab.last_loss(array(run, "losses"))
+  return lab.last_loss(array(run, "losses"))
 
 
 # --- contrasts of two cases ---------------------------------------------------

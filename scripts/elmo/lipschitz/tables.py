@@ -1,4 +1,4 @@
-"""The tables of `lipschitz_distribution.py`."""
+"""The tables of `distribution.py`."""
 
 import textwrap
 
