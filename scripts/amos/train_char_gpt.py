@@ -9,9 +9,9 @@ AMOS gains over it is due to its rule.
   python -m scripts.amos.train_char_gpt --data-dir DATA
 
 `--study ema` is the paper's Table 2. The network has 0.1 million parameters,
-with `--size paper` the paper's, for a GPU. Without `--data-dir` the text is the language reference that Python ships.
-Records are kept in a file under `--out`, and a run that was cut short goes on
-where it stopped.
+with `--size paper` the paper's, for a GPU. Without `--data-dir` the text is the
+language reference that Python ships. Records are kept in a file under `--out`,
+and a run that was cut short goes on where it stopped.
 """
 
 import time

@@ -10,18 +10,16 @@ A "step" is a training step with its gradient; an "update" is the optimizer
 alone, on arrays of float32. Eight steps are one program, a scan, so that
 handing over arrays is not in the figures. All programs of a table run by turns,
 with donated states; a ratio is the median over the rounds of the ratio within a
-round, with its quartiles. Operations are XLA's count of the program without the
-loops that this routing skips, since XLA counts those like loops that run; what
-is left is both optimizers' work, checks for bad numbers and selects. "Hessian
-time" is a step at which the curvature is taken at two points, by one probe; of
-its loops each is counted once.
+round, with its quartiles. XLA counts loops that are skipped like loops that
+run, so operations are its count of a step put together from the router's parts
+that run between Hessian times with this routing: the optimizers' work, checks
+for bad numbers and selects. "Hessian time" is a step at which the curvature is
+taken at two points, by one probe; of its loops each is counted once.
 """
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +29,9 @@ from tqdm import tqdm
 
 import gen_optax
 from gen_optax import amos
-from gen_optax.amos import members as teams
-from gen_optax.amos import transform
+from gen_optax.amos import members
+from gen_optax.amos.granularity import make_granularity
+from gen_optax.helpers import trees
 from scripts.bench import timing
 from scripts.common import report, tasks
 
@@ -105,7 +104,7 @@ def programs(problem) -> list[Program]:
     step = problem.step(lambda every, states=states: router(states, every))
     for routing in OWNERS:
       state = routed_by_hand(router(states), problem.params, routing)
-      counted = compiled_in(problem, states, routing)
+      counted = problem.step(lambda every, s=states, r=routing: what_runs(s, r))
       found.append(Program(f"{states}, {routing}", step, state, counted))
     if problem.loss is not None:
       name = f"{states}, Hessian time"
@@ -113,22 +112,52 @@ def programs(problem) -> list[Program]:
   return found
 
 
-def compiled_in(problem, states: str, routing: str) -> Callable:
-  """The step with every loop decided: what is skipped is not in the program."""
-  leaves = len(jax.tree.leaves(problem.params))
-  asked = itertools.count()
+def what_runs(states: str, routing: str):
+  """The router between Hessian times, without the loops that it skips there.
 
-  def decide(due, work, state):
-    del due
-    i, k = divmod(next(asked) % (2 * leaves), leaves)
-    return work(state) if OWNERS[routing](k) == i else state
+  It hands the gradient to `run_all` or to `frozen`. A `frozen` of one optimizer
+  and of its own leaves has the loops that make a trip, and no others.
+  """
+  optimizers = [first(), second()]
 
-  def step(*arguments):
-    never = mock.patch.object(transform, "run_if", lambda due, work, x: x)
-    with never, mock.patch.object(teams, "run_if", decide):
-      return problem.step(lambda every: router(states))(*arguments)
+  def shared(updates, state, params, healthy, extra):
+    team = members.run_all(optimizers, make_granularity("tensor_mean"))
+    return team.update(
+      updates, state.optimizers, params, state.choice, healthy, extra
+    )
 
-  return step
+  def owned(updates, state, params, healthy, extra):
+    leaves, treedef = jax.tree.flatten(updates)
+    at = treedef.flatten_up_to(params)
+    diagonal = treedef.flatten_up_to(extra["hessian_diagonal"])
+    states, sound = [list(own) for own in state.optimizers], healthy
+    for i, tx in enumerate(optimizers):
+      mine = [k for k in range(len(leaves)) if OWNERS[routing](k) == i]
+      if not mine:
+        continue
+      pick = lambda items, mine=mine: [items[k] for k in mine]
+      none = [jnp.zeros((), jnp.int8) for _ in mine]
+      moves, (after,), ok = members.frozen([tx], ["its owner"]).update(
+        *(pick(leaves), (pick(states[i]),), pick(at), none, healthy),
+        {"hessian_diagonal": pick(diagonal)},
+      )
+      for k, move, new in zip(mine, moves, after, strict=True):
+        leaves[k], states[i][k] = move, new
+      sound &= ok
+    return treedef.unflatten(leaves), tuple(states), sound
+
+  def update(updates, state, params=None, **extra):
+    extra["hessian_diagonal"] = state.drift.diagonal
+    healthy = trees.is_finite(updates)
+    route = {"run_all": shared, "frozen": owned}[states]
+    routed, after, sound = route(updates, state, params, healthy, extra)
+    return routed, state._replace(
+      count=trees.increment(state.count),
+      optimizers=after,
+      info=state.info._replace(skipped=~sound),
+    )
+
+  return optax.GradientTransformationExtraArgs(router(states).init, update)
 
 
 def with_diagonal(tx, diagonal):
