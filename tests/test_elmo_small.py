@@ -2,11 +2,11 @@
 
 import pytest
 
-from scripts.elmo import small
+from scripts.elmo import cubic, small
 
 
 def test_the_references_step_is_the_cubic_models_minimum():
-  assert small.check_cubic_step(10, seed=1) < 1e-9
+  assert cubic.check_cubic_step(10, seed=1) < 1e-9
 
 
 def test_no_more_evaluations_than_cubic_regularisation(x64):

@@ -11,7 +11,7 @@ import optax
 
 import gen_optax
 from gen_optax import amos
-from scripts.common import data_sets, models, tasks, tuning
+from scripts.common import data_sets, methods, models, tasks, tuning
 from scripts.common.search import pattern_search
 
 EVERY = 10  # calls from one Hessian time to the next
@@ -91,11 +91,11 @@ class Entry(NamedTuple):
     }
 
   @property
-  def method(self) -> tuning.Method:
+  def method(self) -> methods.Method:
     return _method(self.make)
 
 
-def _method(make) -> tuning.Method:
+def _method(make) -> methods.Method:
   """Beside the loss, runs keep which part of each leaf the first one has."""
 
   def routed(state, setting, step):
@@ -105,7 +105,7 @@ def _method(make) -> tuning.Method:
       return jnp.full((1,), jnp.nan)
     return found.info.leaf_fractions[:, 0]
 
-  return tuning.Method(make, routed)
+  return methods.Method(make, routed)
 
 
 def schedule(setting, name="rate"):
@@ -243,7 +243,7 @@ class Lab:
     return self.methods.setdefault(name, entry.method)
 
   def setting(self, numbers, **more):
-    shape = tuning.schedule_shape(self.schedule, self.steps)
+    shape = methods.schedule_shape(self.schedule, self.steps)
     numbers = {name: jnp.float32(x) for name, x in numbers.items()}
     return {**numbers, "shape": jnp.asarray(shape), **more}
 

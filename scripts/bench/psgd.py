@@ -18,7 +18,6 @@ a round. Columns are our time over the other's; psgd_jax's over ours.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,112 +26,24 @@ import optax
 from tqdm import tqdm
 
 import gen_optax
-from gen_optax import psgd
 from gen_optax.helpers.lazy import run_if
-from scripts.bench import timing
-from scripts.common import psgd_peer, report
+from scripts.bench import psgd_tables, timing
+from scripts.bench.psgd_structures import (
+  DENSE,
+  DENSE_SIZE,
+  STRUCTURES,
+  TENTH,
+  Method,
+  Structure,
+  our_method,
+)
+from scripts.common import psgd_peer
 
 SIZES = (10**5, 10**6, 10**7)
-DENSE_SIZE = 10**3  # dense Q holds its square
-RANK = 10
 RATE = 0.1
-TENTH = 10  # calls for an update at probability 0.1
 WINDOW = 0.02  # seconds that one measurement lasts at least
 LAZY = "1 update in 10"
 ACTIONS = ("apply", "update + apply", LAZY)
-
-
-class Method(NamedTuple):
-  """`update(state, v, h, rate, key) -> state` and `apply(state, g) -> P g`."""
-
-  state: Any
-  update: Callable
-  apply: Callable
-
-
-class Structure(NamedTuple):
-  """One preconditioner to measure.
-
-  Attributes:
-    name: what the tables call it.
-    preconditioner: ours.
-    apply_floats: that P g must read and write for each parameter.
-    update_floats: likewise of an update.
-    shape: n -> the shape of the parameters.
-    peer: (shape, key) -> psgd_jax's `Method`, where it has one.
-    transform: what psgd_jax calls its transform, where it has one.
-    largest: the largest n that is measured.
-  """
-
-  name: str
-  preconditioner: psgd.Preconditioner
-  apply_floats: float
-  update_floats: float
-  shape: Callable[[int], tuple[int, ...]] = lambda n: (n,)
-  peer: Callable[..., Method] | None = None
-  transform: str | None = None
-  largest: float = np.inf
-
-
-def peer_xmat(shape, key) -> Method:
-  del key
-  state = (jnp.ones(shape), jnp.zeros(shape))
-  return Method(state, psgd_peer.xmat_update, psgd_peer.xmat_apply)
-
-
-def peer_lra(shape, key) -> Method:
-  (n,) = shape
-  u, v = jax.random.normal(key, (2, n, RANK)) / (n * (RANK + 10)) ** 0.5
-  state = (u, v, jnp.ones((n, 1)))
-  return Method(state, psgd_peer.lra_update, psgd_peer.lra_apply)
-
-
-def peer_affine(shape, key) -> Method:
-  del key
-  state = tuple(jnp.eye(m) if m <= KRON_SIZE else jnp.ones(m) for m in shape)
-  return Method(state, psgd_peer.affine_update, psgd_peer.affine_apply)
-
-
-KRON_SIZE = 1024
-
-
-def square(n: int) -> tuple[int, int]:
-  side = round(n**0.5)
-  return side, side
-
-
-# Floats. Pairs: a, b, g, P g; an update reads a, b, v, h and writes a, b, twice
-# read where the step is the same for all. Low rank: P g reads U and V twice,
-# an update too, and writes one of them; the vectors are read in both passes.
-STRUCTURES = (
-  Structure("diagonal", psgd.diagonal(), 3, 4),
-  Structure("xmat", psgd.xmat(), 4, 6, peer=peer_xmat, transform="xmat"),
-  Structure(
-    "xmat, global step",
-    psgd.xmat("global", steps="entry"),
-    4,
-    10,
-    peer=peer_xmat,
-    transform="xmat",
-  ),
-  Structure("butterfly", psgd.butterfly(), 4, 6),
-  Structure(
-    f"low rank {RANK}",
-    psgd.low_rank(RANK),
-    4 * RANK + 5,
-    5 * RANK + 7,
-    peer=peer_lra,
-    transform="lra",
-  ),
-  Structure("kron", psgd.kron(KRON_SIZE), 2, 2, shape=square, peer=peer_affine),
-)
-DENSE = Structure("dense", psgd.dense(), 2 * DENSE_SIZE, 5 * DENSE_SIZE)
-
-
-def our_method(structure: Structure, shape, key) -> Method:
-  inner = structure.preconditioner
-  state = inner.init(jnp.zeros(shape), key)
-  return Method(state, inner.update, inner.apply)
 
 
 def step_of(method: Method, action: str, lazy: Callable) -> Callable:
@@ -305,116 +216,6 @@ def measure(structure: Structure, n: int, args, bar) -> list[dict]:
   return rows
 
 
-def cell(quartiles) -> str:
-  """Median and quartiles."""
-  if quartiles is None:
-    return "-"
-  low, middle, high = (f"{x:.3g}" for x in quartiles)
-  return f"{middle} ({low}-{high})"
-
-
-def time_table(rows: list[dict]) -> str:
-  others = ("copy", "sgd", "adam", "psgd_jax")
-  cells = [
-    [
-      f"{row['structure']}: {row['action']}",
-      "-" if row["floats"] is None else f"{row['floats']:g}",
-      row["nanoseconds_per_parameter"],
-      *(cell(row.get(name)) for name in others),
-      row["rounds"],
-    ]
-    for row in rows
-  ]
-  headers = [
-    f"n = {rows[0]['n']:.0e}",
-    "floats",
-    "ns/param",
-    "/ copy",
-    "/ SGD",
-    "/ Adam",
-    "psgd_jax / ours",
-    "rounds",
-  ]
-  return report.table(headers, cells)
-
-
-def parity_table(rows: list[dict]) -> str:
-  cells = [
-    [
-      row["structure"],
-      row["n"],
-      row["normalizer"],
-      f"{row['state']:.1e}",
-      f"{row['product']:.1e}",
-    ]
-    for row in rows
-  ]
-  headers = ["one step, ours and psgd_jax's", "n", "normalizer", "Q", "P g"]
-  return report.table(headers, cells)
-
-
-class Target(NamedTuple):
-  """A bound on the median of one ratio; `None` for every n."""
-
-  structure: str
-  n: int | None
-  action: str
-  other: str
-  bound: float
-
-  def line(self, rows: list[dict]) -> str | None:
-    found = [
-      row
-      for row in rows
-      if row["structure"] == self.structure
-      and row["action"] == self.action
-      and self.other in row
-      and (self.n is None or self.n == row["n"])
-    ]
-    if not found:
-      return None
-    above = self.other == "psgd_jax"
-    worst = (min if above else max)(
-      (row[self.other] for row in found), key=lambda quartiles: quartiles[1]
-    )
-    verdict = self.verdict(worst, above)
-    sizes = "every n" if self.n is None else f"n = {self.n:.0e}"
-    what = "psgd_jax / ours" if above else f"ours / {self.other}"
-    relation = "at least" if above else "at most"
-    return (
-      f"{verdict} {self.structure}, {self.action}, {sizes}: "
-      f"{what} {cell(worst)}, {relation} {self.bound:g}"
-    )
-
-  def verdict(self, quartiles, above: bool) -> str:
-    """By the median; open where it misses by less than the spread."""
-    low, middle, high = quartiles
-    if middle >= self.bound if above else middle <= self.bound:
-      return "met   "
-    near = high >= self.bound if above else low <= self.bound
-    return "near  " if near else "MISSED"
-
-
-TARGETS = (
-  Target(f"low rank {RANK}", 10**5, "update + apply", "psgd_jax", 10),
-  Target(f"low rank {RANK}", 10**6, "update + apply", "psgd_jax", 3),
-  *(
-    Target(name, None, action, "psgd_jax", bound)
-    for name in ("xmat", "xmat, global step")
-    for action, bound in (
-      ("update + apply", 1),
-      ("apply", 1),
-      (f"whitening, 1/{TENTH}", 3),
-    )
-  ),
-  *(
-    Target(structure.name, None, "apply", "copy", 2)
-    for structure in STRUCTURES
-    if structure.name != "kron"  # matrix products, not passes over memory
-  ),
-)
-
-
 def add_options(parser):
   parser.add_argument(
     "--sizes", nargs="+", type=float, default=SIZES, help="values of n"
@@ -441,7 +242,7 @@ def run(args) -> dict:
   print(__doc__.split("\n\n", 1)[1])
   parity = psgd_peer.parity(1000) if psgd_peer.load() else []
   if parity:
-    print(parity_table(parity))
+    print(psgd_tables.parity_table(parity))
     print("largest difference over the largest entry, in float64\n")
   else:
     print("psgd_jax is not installed: its columns stay empty\n")
@@ -454,13 +255,15 @@ def run(args) -> dict:
   actions = len(ACTIONS) + 2
   with tqdm(total=actions * (1 + len(chosen) * len(args.sizes))) as bar:
     rows += measure(DENSE, DENSE_SIZE, args, bar)
-    tqdm.write(time_table(rows) + "\n")
+    tqdm.write(psgd_tables.time_table(rows) + "\n")
     for n in map(int, args.sizes):
       table = [
         row for structure in chosen for row in measure(structure, n, args, bar)
       ]
-      tqdm.write(time_table(table) + "\n")
+      tqdm.write(psgd_tables.time_table(table) + "\n")
       rows += table
-  lines = [line for target in TARGETS if (line := target.line(rows))]
+  lines = [
+    line for target in psgd_tables.TARGETS if (line := target.line(rows))
+  ]
   print("\n".join(lines))
   return {"parity": parity, "times": rows}

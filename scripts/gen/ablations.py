@@ -27,7 +27,7 @@ from tqdm import tqdm
 import gen_optax
 from gen_optax import plotting
 from gen_optax.gen import rule as gen_rule
-from scripts.common import cli, tasks, tuning
+from scripts.common import cli, methods, tasks, tuning
 from scripts.common.report import number, table
 
 TASKS = {"mlp": tasks.mlp, "logistic": tasks.logistic, "lenet": tasks.lenet}
@@ -147,7 +147,7 @@ def task_of(name: str, data_dir, batch_size: int | None = None) -> tasks.Task:
 
 
 @functools.cache
-def method_of(base: str, rule: str, steps: int, options) -> tuning.Method:
+def method_of(base: str, rule: str, steps: int, options) -> methods.Method:
   """A base under a rule; `options` are pairs, to be told from others."""
 
   def make(setting):
@@ -157,7 +157,7 @@ def method_of(base: str, rule: str, steps: int, options) -> tuning.Method:
       "horizon": lambda count: 1.0 - setting["decay"] * count / steps,
       **dict(options),
     }
-    optimizer = tuning.BASES[base].make()
+    optimizer = methods.BASES[base].make()
     if rule == PAPER:
       return optax.chain(optimizer, gen_optax.scale_by_gen_paper(**common))
     share = common.pop("distance")
@@ -168,7 +168,7 @@ def method_of(base: str, rule: str, steps: int, options) -> tuning.Method:
     name = "ScaleByGenPaperState" if rule == PAPER else "ScaleByGenState"
     return optax.tree.get(state, name).learning_rate
 
-  return tuning.Method(make, rate)
+  return methods.Method(make, rate)
 
 
 def with_share(optimizer, share: float):

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from scripts.common import data_sets, models, tuning
+from scripts.common import data_sets, methods, models, tuning
 from scripts.common.data_sets import Data, Split
 from scripts.common.tasks import Task
 from scripts.gen import schedules
@@ -113,7 +113,7 @@ def pretrain(
   text, name = data_sets.text_of(data_dir)
   data = data_sets.windows(ascii_codes(text), LENGTH)
   task = _task("pretrained", name, data, lambda p: p, _initial, 16, steps)
-  method = tuning.scheduled(tuning.BASES["adamw"].make)
+  method = methods.scheduled(methods.BASES["adamw"].make)
   setting = schedules.setting("cosine", rate, steps)
   with tqdm(total=steps, desc=f"pretraining on {name}") as bar:
     (params, _), *_ = tuning.train(task, method, setting, [0], steps, bar)

@@ -18,11 +18,11 @@ import time
 import jax
 import numpy as np
 
-from scripts.common import cli, tuning
+from scripts.common import cli, methods, tuning
 from scripts.common.report import table
 from scripts.gen import adapting, schedules
 
-BASE = tuning.BASES["adamw"]
+BASE = methods.BASES["adamw"]
 
 
 def main():
@@ -62,7 +62,7 @@ def parse_arguments():
   )
   parser.add_argument("--pretraining", type=int, default=1500, help="steps")
   args = parser.parse_args()
-  args.schedules, args.base = tuning.SCHEDULES, BASE
+  args.schedules, args.base = methods.SCHEDULES, BASE
   args.steps = args.steps or 300
   if args.quick:
     args.steps, args.pretraining, args.seeds = 50, 50, 1
@@ -81,8 +81,8 @@ def one_way(results, task, args) -> dict:
 
   def relative_time():
     return tuning.relative_time(
-      *(task, tuning.untuned_gen(BASE), schedules.INITIAL),
-      *(tuning.scheduled(BASE.make),),
+      *(task, methods.untuned_gen(BASE), schedules.INITIAL),
+      *(methods.scheduled(BASE.make),),
       schedules.setting("constant", 1e-3, args.steps),
       args.report_seeds[:1],
     )

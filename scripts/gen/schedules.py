@@ -6,7 +6,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gen_optax import plotting
-from scripts.common import tuning
+from scripts.common import methods, tuning
 from scripts.common.report import WINDOW, smooth
 
 GEN = "GeN"
@@ -16,11 +16,11 @@ INITIAL = {"rate": np.float32(1e-3)}
 
 def setting(schedule: str, rate: float, steps: int) -> dict:
   """Of a run whose rate is a peak times a schedule's shape."""
-  shape = tuning.schedule_shape(schedule, steps)
+  shape = methods.schedule_shape(schedule, steps)
   return {"rate": jnp.float32(rate), "shape": jnp.asarray(shape)}
 
 
-def compare(results, key: str, task, base: tuning.Base, steps, args) -> dict:
+def compare(results, key: str, task, base: methods.Base, steps, args) -> dict:
   """Runs of each schedule at its best peak rate, and of GeN, on unseen seeds.
 
   Args:
@@ -35,8 +35,8 @@ def compare(results, key: str, task, base: tuning.Base, steps, args) -> dict:
     For each schedule, and for `GEN`, a record of `tuning.record`; those of
     schedules hold the `search` too.
   """
-  scheduled = tuning.scheduled(base.make)
-  untuned = tuning.untuned_gen(base)
+  scheduled = methods.scheduled(base.make)
+  untuned = methods.untuned_gen(base)
 
   def bar(name, runs):
     return tqdm(total=runs * steps, desc=f"{key}, {name}", mininterval=1)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from gen_optax import plotting
 from gen_optax.oracle import line
-from scripts.common import cli, tasks, tuning
+from scripts.common import cli, methods, tasks, tuning
 from scripts.common.report import table
 
 TASKS = {
@@ -87,7 +87,7 @@ def parse_arguments():
   parser = cli.parser(__doc__.splitlines()[0], out="out/train_digits")
   parser.add_argument("--data", choices=TASKS, default="digits")
   parser.add_argument("--models", nargs="+", choices=["mlp", "cnn"])
-  parser.add_argument("--bases", nargs="+", choices=tuning.BASES)
+  parser.add_argument("--bases", nargs="+", choices=methods.BASES)
   args = parser.parse_args()
   args.models = args.models or (["mlp"] if args.quick else ["mlp", "cnn"])
   quick_bases = ("momentum", "adamw")
@@ -104,14 +104,14 @@ def parse_arguments():
   return args
 
 
-def rate_free(make, rate_key) -> tuning.Method:
+def rate_free(make, rate_key) -> methods.Method:
   """An optimizer that takes no rate; `rate_key` names the one it finds."""
 
   def rate(state, setting, step):
     del setting, step
     return optax.tree.get(state, rate_key) if rate_key else jnp.nan
 
-  return tuning.Method(lambda setting: make(), rate)
+  return methods.Method(lambda setting: make(), rate)
 
 
 class Experiment:
@@ -122,18 +122,19 @@ class Experiment:
     self.steps = args.steps or task.steps
     self.records = {}
     self.scheduled = {
-      base: tuning.scheduled(tuning.BASES[base].make) for base in tuning.BASES
+      base: methods.scheduled(methods.BASES[base].make)
+      for base in methods.BASES
     }
 
   def run(self):
     """Trains what is missing and returns the rows of the table."""
     for base in self.args.bases:
-      make = tuning.BASES[base].make
+      make = methods.BASES[base].make
       for schedule in self.args.schedules:
         self.add((base, schedule), self.tuned, base, schedule)
-      gen = tuning.untuned_gen(tuning.BASES[base])
+      gen = methods.untuned_gen(methods.BASES[base])
       self.add((base, "GeN"), self.untuned, gen, base, base)
-      paper = tuning.paper_gen(make)
+      paper = methods.paper_gen(make)
       self.add((base, "paper's rule"), self.untuned, paper, base)
     for name, (make, rate_key, base) in self.args.rate_free.items():
       method = rate_free(make, rate_key)
@@ -158,7 +159,7 @@ class Experiment:
 
   def tuned(self, base, schedule, progress):
     """The best of at least eight rates, on seeds the search did not see."""
-    rates = tuning.BASES[base].rates
+    rates = methods.BASES[base].rates
     progress.total = (len(rates) + 1) * self.steps
     method = self.scheduled[base]
     search = tuning.tune(
@@ -172,7 +173,7 @@ class Experiment:
     )
     setting = {
       "rate": jnp.float32(search["best_rate"]),
-      "shape": tuning.schedule_shape(schedule, self.steps),
+      "shape": methods.schedule_shape(schedule, self.steps),
     }
     runs = self.confirm(method, setting, progress)
     return {**tuning.record(runs), "search": search}
@@ -188,7 +189,7 @@ class Experiment:
     runs = self.confirm(method, INITIAL_RATE, progress, look)
     base_setting = {
       "rate": jnp.float32(1e-3),
-      "shape": tuning.schedule_shape("constant", self.steps),
+      "shape": methods.schedule_shape("constant", self.steps),
     }
     times = tuning.relative_time(
       self.task,

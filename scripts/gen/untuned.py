@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from scripts.common import cli, tasks, tuning
+from scripts.common import cli, methods, tasks, tuning
 from scripts.common.report import number, table
 
 TASKS = {
@@ -56,7 +56,7 @@ def parse_arguments():
   parser.add_argument(
     "--bases",
     nargs="+",
-    choices=tuning.BASES,
+    choices=methods.BASES,
     default=WITH_MOMENTUM + WITHOUT_MOMENTUM,
   )
   parser.add_argument(
@@ -87,7 +87,7 @@ def run_cells(results, task, base, args):
     return tqdm(total=runs * steps, desc=key, mininterval=1, smoothing=0.1)
 
   def tuned():
-    rates = tuning.BASES[base].rates
+    rates = methods.BASES[base].rates
     with bar(len(SCHEDULES) * len(rates) + 3) as progress:
       return run_tuned(task, base, args, steps, progress)
 
@@ -102,14 +102,14 @@ def run_cells(results, task, base, args):
 
 def run_tuned(task, base, args, steps, progress):
   """Tunes each schedule, then trains at the best rates on unseen seeds."""
-  method = tuning.scheduled(tuning.BASES[base].make)
-  rates = tuning.BASES[base].rates
+  method = methods.scheduled(methods.BASES[base].make)
+  rates = methods.BASES[base].rates
   found = {"title": task.title, "steps": steps, "judged_by": task.judged_by}
 
   def confirm(schedule, rate):
     setting = {
       "rate": jnp.float32(rate),
-      "shape": tuning.schedule_shape(schedule, steps),
+      "shape": methods.schedule_shape(schedule, steps),
     }
     runs = tuning.run(task, method, setting, args.report_seeds, steps, progress)
     return tuning.record(runs, curves=False)
@@ -127,7 +127,7 @@ def run_tuned(task, base, args, steps, progress):
 
 def run_untuned(task, base, every, args, steps, progress):
   """GeN from each initial rate, on the seeds that the search did not see."""
-  method = tuning.untuned_gen(tuning.BASES[base], every)
+  method = methods.untuned_gen(methods.BASES[base], every)
   found = {}
   for rate in INITIAL_RATES:
     setting = {"rate": jnp.float32(rate)}

@@ -18,7 +18,7 @@ import time
 
 import numpy as np
 
-from scripts.common import cli, tasks, tuning
+from scripts.common import cli, methods, tasks
 from scripts.common.report import table
 from scripts.gen import schedules
 
@@ -40,7 +40,7 @@ def main():
     steps = args.steps or task.steps
     found = {
       name: schedules.compare(
-        *(results, f"{task.name}/{name}", task, tuning.BASES[name]),
+        *(results, f"{task.name}/{name}", task, methods.BASES[name]),
         *(steps, args),
       )
       for name in BASES
@@ -58,7 +58,7 @@ def parse_arguments():
   )
   parser.add_argument("--width", type=int, default=8, help="a multiple of 4")
   args = parser.parse_args()
-  args.schedules = tuning.SCHEDULES
+  args.schedules = methods.SCHEDULES
   if args.quick:
     args.steps, args.seeds = args.steps or 50, 1
     args.networks = args.networks or ["vit"]

@@ -13,7 +13,7 @@ import optax
 
 import gen_optax
 from gen_optax import psgd
-from scripts.common import tuning
+from scripts.common import methods
 
 CLIP_NORM = 10.0
 
@@ -22,7 +22,7 @@ class Recipe(NamedTuple):
   """A method, the name it is printed by and where its search starts."""
 
   label: str
-  method: tuning.Method
+  method: methods.Method
   start: float
 
 
@@ -42,7 +42,7 @@ def recipe(label: str, start: float, stage: Callable) -> Recipe:
     del state
     return setting["rate"] * setting["shape"][step]
 
-  return Recipe(label, tuning.Method(make, rate), start)
+  return Recipe(label, methods.Method(make, rate), start)
 
 
 def psgd_recipe(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from scripts.common import data_sets, models, tasks, tuning
+from scripts.common import data_sets, methods, models, tasks, tuning
 from scripts.psgd.annealed import RECIPES, search, setting
 
 LENET = models.LeNet5()
@@ -64,7 +64,7 @@ def losses(params, x, y):
 class Part(NamedTuple):
   """One stretch of a run: who trains on what."""
 
-  method: tuning.Method
+  method: methods.Method
   setting: dict
   rows: np.ndarray  # (steps, batch_size), of `images`
   images: data_sets.Split
