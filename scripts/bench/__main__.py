@@ -42,6 +42,7 @@ SUITES = ON_ONE_DEVICE | {"collectives": collectives}
 
 def parse_args():
   parser = argparse.ArgumentParser(
+    prog="python -m scripts.bench",
     description=__doc__.splitlines()[0],
     formatter_class=argparse.ArgumentDefaultsHelpFormatter,
   )
