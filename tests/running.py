@@ -135,6 +135,16 @@ def fit_of(slope, curvature):
   return LineFit(slope, curvature, optimum, quality, finite)
 
 
+def assert_finite(tree, case=None):
+  """No leaf has an entry that is not finite; names those that have one."""
+  bad = [
+    jax.tree_util.keystr(path) or "the array itself"
+    for path, leaf in jax.tree.leaves_with_path(tree)
+    if not np.all(np.isfinite(np.asarray(leaf)))
+  ]
+  assert not bad, (", ".join(bad), "not finite", case)
+
+
 def assert_digits(actual, printed, units=1.0):
   """Every number agrees with the printed one to the last digit printed."""
   expected = printed.replace(",", " ").split()

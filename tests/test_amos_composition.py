@@ -203,8 +203,7 @@ def test_odd_trees(name, params):
   assert jax.tree.all(jax.tree.map(same, state, abstract))
   if name == "chunks":
     _, params, state = train(tx, 3, params, loss)
-    for leaf in jax.tree.leaves((params, state)):
-      assert jnp.all(jnp.isfinite(leaf))
+    running.assert_finite((params, state))
 
 
 def test_narrow_leaves_keep_their_dtype_and_the_state_is_wide():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from running import assert_finite
 
 import gen_optax
 from gen_optax import amos
@@ -22,12 +23,6 @@ forms = pytest.mark.parametrize("name", FORMS)
 def loss_fn(params, scale=1.0):
   a, b = params["a"], params["b"]
   return scale * (jnp.sum(a**4) + jnp.sum(b**2))
-
-
-def finite(tree):
-  return all(
-    bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(tree)
-  )
 
 
 @functools.cache
@@ -68,7 +63,7 @@ def test_bad_gradients_are_withheld_and_forgotten(name):
   for bad in (jnp.nan, jnp.inf, -jnp.inf):
     for first in ([], [1.0, 1.0], [1.0, 1.0, 1.0]):
       history = run(name, [*first, bad, 1.0, 1.0, 1.0])
-      assert finite(history), bad
+      assert_finite(history, bad)
       _, updates, state = history[len(first)]
       assert state.info.skipped and optax.tree.norm(updates) == 0
       if first:
@@ -91,7 +86,7 @@ def test_a_bad_curvature_leaves_average_and_routing(name):
     for first in (0, 4):
       carry = (sound[3][0], sound[3][2]) if first else None
       history = run(name, [1.0] * 4, [bad, 1.0, 1.0, 1.0], carry)
-      assert finite(history)
+      assert_finite(history)
       _, updates, state = history[0]
       assert state.info.rejected and not state.info.refreshed
       assert not state.info.skipped and optax.tree.norm(updates) > 1e-3
@@ -122,7 +117,7 @@ def test_an_absurd_curvature_is_believed_the_second_time(name):
 def test_absurd_gradients_leave_what_the_router_knows(name):
   for factor in (1e20, -1e30, 1e-20, 0.0):
     for *_, state in run(name, [1.0, 1.0, 1.0, factor]):
-      assert finite(state)
+      assert_finite(state)
   # The optimizers' own memory is guarded by a wrapper.
   pair = [optax.adam(0.01), amos.sophia(0.01)]
   tx = gen_optax.skip_implausible(gen_optax.amos_router(pair, **FORMS[name]))
@@ -131,7 +126,7 @@ def test_absurd_gradients_leave_what_the_router_knows(name):
   gradient = jax.grad(loss_fn)(START)
   for factor in (1.0, 1e30, 1.0):
     updates, state = update(optax.tree.scale(factor, gradient), state, START)
-    assert finite((updates, state))
+    assert_finite((updates, state))
   assert 1e-3 < optax.tree.norm(updates) < 1
 
 
@@ -144,4 +139,5 @@ def test_where_nothing_moves_there_is_no_observation():
   for _ in range(3):
     _, state = update(jax.grad(loss_fn)(START), state, START)
     assert state.drift.weight == 0 and state.info.fractions[1] == 1
-    assert finite(state) and state.info.refreshed
+    assert_finite(state)
+    assert state.info.refreshed

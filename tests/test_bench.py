@@ -3,12 +3,10 @@
 Counts of compiled programs, no wall times. What GeN does with each parameter
 does not grow with the batch, so the batch here is large enough for the forward
 pass to dominate: 512 examples. The default's work is counted with 128, those of
-`bench.py gen`.
+`scripts.bench gen`.
 """
 
 import functools
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +15,8 @@ import optax
 import pytest
 
 import gen_optax
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from common import gen_costs as bench  # noqa: E402
-from common import gen_tables, programs  # noqa: E402
+from scripts.bench import gen as bench
+from scripts.bench import gen_tables, programs
 
 
 def mlp_loss(params, batch):

@@ -1,14 +1,10 @@
 """The benchmark's count of ELMO's passes: products when they are due."""
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from common import elmo_costs, programs  # noqa: E402
+from scripts.bench import elmo, programs
 
 
 @pytest.fixture
@@ -27,8 +23,8 @@ def problem():
   return programs.Problem("network", loss, params, (x, y))
 
 
-@pytest.mark.parametrize("every", elmo_costs.EVERY)
+@pytest.mark.parametrize("every", elmo.EVERY)
 def test_a_product_is_counted_where_eigenpairs_are_due(problem, every):
-  passes = elmo_costs.count_passes(problem, elmo_costs.make(every))
-  assert passes.products == elmo_costs.ORDER * programs.CYCLE // every
+  passes = elmo.count_passes(problem, elmo.make(every))
+  assert passes.products == elmo.ORDER * programs.CYCLE // every
   assert passes.losses >= programs.CYCLE

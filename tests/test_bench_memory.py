@@ -4,8 +4,6 @@ A batch that holds about as much as the parameters do.
 """
 
 import functools
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +11,9 @@ import optax
 import pytest
 
 import gen_optax
+from scripts.bench import memory, programs
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from common import memory_costs, programs  # noqa: E402
-
-GEN = {c.name: c for c in memory_costs.GEN if c.points}
+GEN = {c.name: c for c in memory.GEN if c.points}
 
 
 def mlp_loss(params, batch):
@@ -47,8 +43,8 @@ PROBLEMS = {
 @functools.cache
 def compiled_base(name):
   problem = PROBLEMS[name]()
-  forward = memory_costs.forward_memory(problem)
-  return problem, forward, memory_costs.step_memory(problem, optax.adam(1e-3))
+  forward = memory.forward_memory(problem)
+  return problem, forward, memory.step_memory(problem, optax.adam(1e-3))
 
 
 @pytest.mark.parametrize(
@@ -62,8 +58,8 @@ def test_gen_holds_a_point_of_the_line_for_each_probe(name, candidate):
   """Beside them two copies in the state: the last update, and the start."""
   problem, forward, base = compiled_base(name)
   candidate = GEN[candidate]
-  held = memory_costs.step_memory(problem, candidate.make())
-  most = memory_costs.bound(candidate, forward)
+  held = memory.step_memory(problem, candidate.make())
+  most = memory.bound(candidate, forward)
   assert held.temporaries - base.temporaries <= most
   state = 0 if candidate.name == "GeN, no fresh slope" else 2
   assert held.arguments - base.arguments == pytest.approx(state, abs=0.01)
@@ -72,7 +68,7 @@ def test_gen_holds_a_point_of_the_line_for_each_probe(name, candidate):
 DONATED = {
   "GeN": gen_optax.gen_adam,
   "PSGD": lambda: gen_optax.psgd_xmat(0.1),
-  "AMOS": lambda: memory_costs.routed("frozen"),
+  "AMOS": lambda: memory.routed("frozen"),
 }
 
 
@@ -84,6 +80,6 @@ def test_what_is_donated_is_written_in_place(name):
   size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
   size = size / (4 * problem.size)
   for donate, aliased in (((0, 1), 1 + size), ((0,), 1.0)):
-    held = memory_costs.step_memory(problem, tx, donate)
+    held = memory.step_memory(problem, tx, donate)
     assert held.outputs == pytest.approx(1 + size, abs=0.02)
     assert held.aliased == pytest.approx(aliased, abs=0.02)

@@ -4,8 +4,6 @@ Counts of compiled programs, no wall times.
 """
 
 import re
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +13,8 @@ import pytest
 import gen_optax
 from gen_optax import psgd
 from gen_optax.helpers.lazy import run_if
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from common import psgd_costs, psgd_peer  # noqa: E402
+from scripts.bench import psgd as psgd_costs
+from scripts.common import psgd_peer
 
 N = 40_000
 RANK = 10

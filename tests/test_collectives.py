@@ -10,10 +10,9 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-from common import collectives  # noqa: E402
+from scripts.bench import hlo
 
+ROOT = Path(__file__).parents[1]
 SHIFT = [(i, (i + 1) % 8) for i in range(8)]
 
 
@@ -35,7 +34,7 @@ def test_loops_and_branches_are_followed():
   )
   steps = lambda x: jax.lax.fori_loop(0, 5, lambda _, x: mapped(x), x)
   text = jax.jit(steps).lower(jnp.ones(32)).compile().as_text()
-  found = collectives.collectives_of(text, steps=5)
+  found = hlo.collectives_of(text, steps=5)
   seen = sorted((c.kind, c.numbers, c.bytes, c.times, c.lazy) for c in found)
   assert seen == [
     ("all-gather", 32, 128, 1, True),
@@ -44,15 +43,19 @@ def test_loops_and_branches_are_followed():
     ("all-reduce", 4, 16, 1, False),
     ("collective-permute", 4, 16, 1, True),
   ]
-  assert collectives.total(found, lazy=False) == (5, 8, 32)
-  assert collectives.total(found, kind="all-gather") == (1, 32, 128)
+  assert hlo.total(found, lazy=False) == (5, 8, 32)
+  assert hlo.total(found, kind="all-gather") == (1, 32, 128)
 
 
 @pytest.mark.slow
 def test_the_table_is_printed(tmp_path):
-  command = [sys.executable, SCRIPTS / "bench.py", "collectives", "--quick"]
+  command = [sys.executable, "-m", "scripts.bench", "collectives", "--quick"]
   done = subprocess.run(
-    [*command, "--out", tmp_path], capture_output=True, text=True, timeout=900
+    [*command, "--out", tmp_path],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=900,
   )
   assert done.returncode == 0, done.stderr
   assert "data parallel" in done.stdout and "psgd_kron" in done.stdout

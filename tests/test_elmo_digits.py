@@ -1,8 +1,5 @@
 """The full-batch comparison: its problems, its counting, its references."""
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +7,8 @@ import optax
 import pytest
 import scipy.optimize
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-import elmo_digits as lab  # noqa: E402
-from common import equal_cost, fosi, full_batch, top_eigenvalues  # noqa: E402
-from common import full_batch_methods as methods  # noqa: E402
+from scripts.elmo import digits, equal_cost, fosi, full_batch, top_eigenvalues
+from scripts.elmo import full_batch_methods as methods
 
 
 def small_logistic():
@@ -210,7 +205,7 @@ def test_float32_lanczos_finds_the_top_eigenvalues_of_4000_parameters():
 
 def test_the_verdict_names_the_best_of_the_others(capsys):
   losses = {"ELMO": [3, 2, 1.0], "L-BFGS": [3, 2, 0.5], "GeN": [9, 9, 9.0]}
-  lab.conclude([("one", losses), ("two", losses | {"ELMO": [1, 1, 0.1]})])
+  digits.conclude([("one", losses), ("two", losses | {"ELMO": [1, 1, 0.1]})])
   printed = capsys.readouterr().out
   assert "one: ELMO loses, 1 against 0.5 of L-BFGS (place 2 of 3)" in printed
   assert "two: ELMO wins, 0.1 against 0.5 of L-BFGS (place 1 of 3)" in printed

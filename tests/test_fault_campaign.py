@@ -2,13 +2,11 @@
 
 The normal run strikes every optimizer with more than a hundred faults in
 float32, some in the other precisions; `pytest -m slow tests/
-test_fault_campaign.py` is the campaign of `scripts/faults.py`, 20 faults of
-each class in each precision.
+test_fault_campaign.py` is the campaign of `scripts/robustness/faults.py`, 20
+faults of each class in each precision.
 """
 
 import functools
-import sys
-from pathlib import Path
 
 import hypothesis
 import hypothesis.strategies as st
@@ -17,10 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from common import fault_methods, faults  # noqa: E402
+from scripts.robustness import campaign, methods
 
-OURS = list(fault_methods.ours())
+OURS = list(methods.ours())
 NARROW_AND_WIDE = [
   ("gen_sgd", "float64"),
   ("gen_adam", "float16"),
@@ -56,15 +53,15 @@ def is_a_limit(name, kind, step, dtype):
 
 
 NO_GRADIENT = [
-  *(f"loss and gradient {bad}" for bad in faults.BAD),
-  *(f"gradient {bad} in one leaf" for bad in faults.BAD),
+  *(f"loss and gradient {bad}" for bad in campaign.BAD),
+  *(f"gradient {bad} in one leaf" for bad in campaign.BAD),
 ]
 NO_LOSS = [
   f"loss {bad} {where}"
-  for bad in faults.BAD
+  for bad in campaign.BAD
   for where in ("at the point", "everywhere")
 ]
-NO_LOSS_AHEAD = [f"loss {bad} downhill" for bad in faults.BAD]
+NO_LOSS_AHEAD = [f"loss {bad} downhill" for bad in campaign.BAD]
 
 LOOKS_DOWNHILL = (
   *("gen_sgd", "gen_sgd, fit", "generalized_newton(rmsprop)"),
@@ -85,8 +82,8 @@ def must_withhold(name, kind, dtype):
 
 
 def check(name, dtype, each, first):
-  names, draw = faults.draws(each, first, seed=1)
-  outcome = faults.run(fault_methods.ours(dtype)[name](), draw, dtype)
+  names, draw = campaign.draws(each, first, seed=1)
+  outcome = campaign.run(methods.ours(dtype)[name](), draw, dtype)
   known = [
     is_a_limit(name, kind, step, dtype)
     for kind, step in zip(names, draw.step, strict=True)
@@ -105,7 +102,7 @@ def check(name, dtype, each, first):
   wrong |= ~(outcome.params_finite & outcome.state_finite) & ~range_left
   # In float16 ELMO's last steps round to nothing.
   if not (dtype == "float16" and name.startswith("elmo")):
-    wrong |= outcome.silent & np.isin(names, faults.SPOKEN_OF)
+    wrong |= outcome.silent & np.isin(names, campaign.SPOKEN_OF)
   refused = outcome.withheld & outcome.named
   wrong |= ~refused & [must_withhold(name, kind, dtype) for kind in names]
   lines = [
@@ -136,21 +133,21 @@ def test_the_whole_campaign(name):
 
 def test_the_campaign_can_tell():
   """Adam dies of a gradient that is no number; unguarded GeN remembers it."""
-  names, draw = faults.draws(4, 1, seed=1)
+  names, draw = campaign.draws(4, 1, seed=1)
   struck, control = np.isin(names, NO_GRADIENT), np.array(names) == "none"
   for build in (
-    fault_methods.peers()["adam"],
-    fault_methods.limits()["bare adam, scale_by_gen"],
+    methods.peers()["adam"],
+    methods.limits()["bare adam, scale_by_gen"],
   ):
-    lost = ~faults.run(build(), draw).survived
+    lost = ~campaign.run(build(), draw).survived
     assert lost[struck].mean() > 0.5 and not lost[control].any()
 
 
 @functools.cache
 def struck(name):
   """A compiled run under a fault whose numbers are arguments."""
-  tx = fault_methods.ours()[name]()
-  return jax.jit(lambda draw: faults.follow(tx, draw, jnp.dtype("float32")))
+  tx = methods.ours()[name]()
+  return jax.jit(lambda draw: campaign.follow(tx, draw, jnp.dtype("float32")))
 
 
 @pytest.mark.parametrize("name", ["gen_adam", "psgd_xmat"])
@@ -158,8 +155,8 @@ def struck(name):
   max_examples=40, deadline=None, derandomize=True, database=None
 )
 @hypothesis.given(
-  kind=st.sampled_from(faults.FAULTY),
-  step=st.integers(faults.FIRST_STEP, faults.LAST_STEP),
+  kind=st.sampled_from(campaign.FAULTY),
+  step=st.integers(campaign.FIRST_STEP, campaign.LAST_STEP),
   exponent=st.floats(-25, 25),
   leaf=st.integers(0, 3),
   entry=st.integers(0, 11),
@@ -167,9 +164,9 @@ def struck(name):
 )
 def test_any_fault_at_any_step(name, kind, step, exponent, leaf, entry, seed):
   """A class, and a gradient of any length on top of it."""
-  fault = faults.CLASSES[kind]
+  fault = campaign.CLASSES[kind]
   fault = fault._replace(scale=fault.scale * 10.0**exponent)
-  draw = faults.Draw(fault, step, leaf, entry, seed)
+  draw = campaign.Draw(fault, step, leaf, entry, seed)
   draw = jax.tree.map(
     lambda x: np.asarray(x, np.float32 if isinstance(x, float) else None), draw
   )
@@ -179,7 +176,7 @@ def test_any_fault_at_any_step(name, kind, step, exponent, leaf, entry, seed):
   # gradients, and Adam's moments hold that for more than 20 steps.
   passes = 0.5 < exponent < 3
   before = losses[0] if passes else losses[step]
-  assert losses[step + faults.CLEAN + 1] < before
+  assert losses[step + campaign.CLEAN + 1] < before
 
 
 # --- trees and closures that are no optimizer's ------------------------------
@@ -207,7 +204,7 @@ def squares(params):
 
 def traced(name, params, value_fn=squares):
   """Shapes of updates and state before and after a step, nothing compiled."""
-  tx = fault_methods.ours()[name]()
+  tx = methods.ours()[name]()
 
   def step(params):
     state = tx.init(params)

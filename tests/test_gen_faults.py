@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from running import BASES, gen_state, run, step
+from running import BASES, assert_finite, gen_state, run, step
 
 import gen_optax
 
@@ -64,8 +64,7 @@ def test_losses_that_are_not_finite(bad, ready, when, every, probes_only):
   np.testing.assert_array_equal(w, stood)
   assert gen_state(state).info.skipped
   assert gen_state(state).learning_rate <= rate
-  for leaf in jax.tree.leaves(gen_state(state).averages):
-    assert np.all(np.isfinite(leaf))
+  assert_finite(gen_state(state).averages)
   for _ in range(60):
     w, state, _ = train(w, state, False, bad)
   assert not gen_state(state).info.skipped
@@ -213,8 +212,7 @@ def test_a_nan_in_one_leaf_of_the_gradient(build):
   before, state = train(params, tx.init(params), False)
   after, state = train(before, state, True)
   jax.tree.map(np.testing.assert_array_equal, after, before)
-  for leaf in jax.tree.leaves(state):
-    assert np.all(np.isfinite(leaf))
+  assert_finite(state)
   for _ in range(30):
     after, state = train(after, state, False)
   assert loss(after) < loss(before)
@@ -242,9 +240,7 @@ def test_flat_straight_and_concave_lines(shape, base):
   train = jax.jit(lambda w, state: step(tx, loss, w, state)[:2])
   for _ in range(5):
     w, state = train(w, state)
-    assert np.all(np.isfinite(w))
-    for leaf in jax.tree.leaves(state):
-      assert np.all(np.isfinite(leaf))
+    assert_finite((w, state))
   assert loss(w) <= first
   if shape in ("kinked", "concave at first"):
     assert loss(w) < first

@@ -1,19 +1,12 @@
 """The study of Lipschitz parameters: its measurements and its statistics."""
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from common import lipschitz_cases as cases  # noqa: E402
-from common import lipschitz_claims as claims  # noqa: E402
-from common import lipschitz_lab as lab  # noqa: E402
-from common import lipschitz_stats as stats  # noqa: E402
+from scripts.elmo.lipschitz import cases, claims, lab, stats
 
 
 @pytest.mark.parametrize("h", [2.0, -0.7])

@@ -6,8 +6,6 @@ kinds of axes several times; `-m slow` runs the full product.
 
 import functools
 import itertools
-import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,10 +15,8 @@ from jax.sharding import AxisType
 
 from gen_optax.oracle.hessian import hvp
 from gen_optax.oracle.line import exact_by_forward_mode
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from common import collectives, layouts  # noqa: E402
-from common.layouts import LAYOUTS, TRANSFORMS  # noqa: E402
+from scripts.bench import hlo, layouts
+from scripts.bench.layouts import LAYOUTS, TRANSFORMS
 
 STEPS = 20
 PLACES = list(itertools.product(LAYOUTS, (AxisType.Auto, AxisType.Explicit)))
@@ -207,10 +203,9 @@ def closure_sends(layout_name, axis_type, hidden):
 
 def numbers(text, *, lazy=None, steps=1):
   """Numbers that one step sends, by kind; one trip of what is lazy."""
-  found = collectives.collectives_of(text, steps)
+  found = hlo.collectives_of(text, steps)
   return {
-    kind: collectives.total(found, lazy=lazy, kind=kind).numbers
-    for kind in collectives.KINDS
+    kind: hlo.total(found, lazy=lazy, kind=kind).numbers for kind in hlo.KINDS
   }
 
 
@@ -221,9 +216,9 @@ def test_what_a_step_sends(x64, name, layout, axis_type):
   asked = closure_sends(layout, axis_type, run.start["b"].size)
   total = {
     kind: sum(getattr(sends, what) * asked[what][kind] for what in asked)
-    for kind in collectives.KINDS
+    for kind in hlo.KINDS
   }
-  own = dict.fromkeys(collectives.KINDS, 0.0)
+  own = dict.fromkeys(hlo.KINDS, 0.0)
   if layout != "data parallel":
     part = sum(
       np.prod(p.sharding.shard_shape(p.shape)) for p in run.start.values()

@@ -143,8 +143,7 @@ def test_odd_trees(name, params):
   for _ in range(3):
     updates, state = update(params, state)
     assert jax.tree.structure(updates) == jax.tree.structure(params)
-    for leaf in jax.tree.leaves(updates):
-      assert jnp.all(jnp.isfinite(leaf))
+    running.assert_finite(updates)
 
 
 @structures

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from running import assert_finite
 
 from gen_optax import problems, psgd, scale_by_psgd
 
@@ -249,8 +250,7 @@ def test_low_rank_at_half_rate_stays_finite_on_an_indefinite_hessian():
   for seed in SEEDS:
     h = full(np.random.default_rng(seed), spread(61) * signs())
     state, product = fit(psgd.low_rank, h, 10_000, 0.5, seed, rank=2)
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
-    assert np.isfinite(product).all()
+    assert_finite((state, product))
     u, v = np.asarray(state.u), np.asarray(state.v)
     assert max(np.linalg.norm(u), np.linalg.norm(v)) < 100
     assert np.linalg.cond(np.eye(2) + v @ u.T) < 1000

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from running import assert_finite
 
 import gen_optax
 from gen_optax import psgd
@@ -28,13 +29,6 @@ START = {"a": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "b": jnp.ones(4)}
 def quadratic(params, scale=1.0):
   weights = {"a": jnp.arange(1.0, 7.0).reshape(2, 3), "b": jnp.ones(4)}
   return scale * sum(jnp.sum(weights[k] * params[k] ** 2) / 2 for k in params)
-
-
-def finite(tree):
-  return all(
-    bool(jnp.all(jnp.isfinite(leaf.astype(jnp.float32))))
-    for leaf in jax.tree.leaves(tree)
-  )
 
 
 def assert_same(left, right):
@@ -83,7 +77,7 @@ def test_a_bad_first_gradient_poisons_nothing(name, pairs):
   for bad in (0.0, jnp.nan, jnp.inf, 1e20, -1e30, 1e-20):
     history = run(name, [bad] + [1.0] * 10, pairs=pairs, momentum=0.9)
     for updates, state in history:
-      assert finite((updates, state)), bad
+      assert_finite((updates, state), bad)
     updates, state = history[-1]
     assert state.scaled and not state.info.skipped
     assert optax.tree.norm(updates) > 0.1, bad
@@ -97,7 +91,7 @@ def test_a_bad_later_gradient_is_withheld(name, pairs):
     history = run(name, factors, pairs=pairs, momentum=0.9)
     before, at, after = (history[k] for k in (4, 5, 6))
     assert at[1].info.skipped and optax.tree.norm(at[0]) == 0
-    assert finite(at) and finite(after)
+    assert_finite((at, after), bad)
     if not np.isfinite(bad):
       assert_same(at[1].momentum, before[1].momentum)
       assert not after[1].info.skipped and optax.tree.norm(after[0]) > 0.1
@@ -147,7 +141,7 @@ def test_the_scale_of_the_loss_does_not_matter(name):
 def test_a_huge_product_poisons_nothing(name):
   sound = run(name, [1.0] * 3)[-1][1]
   after = run(name, [1.0] * 5, 1e25, sound)
-  assert finite(after)
+  assert_finite(after)
 
 
 @structures
@@ -165,7 +159,7 @@ def test_entries_that_the_loss_ignores_stay_finite(name, pairs):
   state, (norms, updated) = jax.jit(
     lambda s: jax.lax.scan(step, s, length=4000)
   )(tx.init(START))
-  assert finite(state) and finite(norms)
+  assert_finite((state, norms))
   assert updated.all() and norms[-1] > 0.1
 
 

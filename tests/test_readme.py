@@ -32,6 +32,27 @@ def test_ci_runs_the_readme_test_command():
   assert commands[1] in script
 
 
+def text_of(path):
+  """A page, with what is broken over lines in one."""
+  return " ".join(path.read_text().split())
+
+
+def test_every_script_that_a_text_names_is_there():
+  root = README.parent
+  pages = [README, root / "CHANGELOG.md"]
+  for folder in ("scripts", "gen_optax", "tests"):
+    pages += (root / folder).rglob("*.py")
+  for page in pages:
+    text = text_of(page)
+    for path in re.findall(r"\bscripts/[\w/]+\.py\b", text):
+      assert (root / path).is_file(), (page, path)
+    assert not re.search(r"python scripts/\w", text), page
+    for module in re.findall(r"python -m (scripts(?:\.\w+)+)", text):
+      path = root / module.replace(".", "/")
+      ways = (path.with_suffix(".py"), path / "__main__.py")
+      assert any(way.is_file() for way in ways), (page, module)
+
+
 @pytest.mark.parametrize("name", ["flax", "matplotlib"])
 def test_import_needs_neither_flax_nor_matplotlib(name):
   code = f"import sys; sys.modules['{name}'] = None; import gen_optax"

@@ -5,8 +5,6 @@ not is refused while it is traced, by whoever reads it.
 """
 
 import functools
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +16,8 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import gen_optax
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from common import layouts  # noqa: E402
-from common.layouts import TRANSFORMS  # noqa: E402
+from scripts.bench import layouts
+from scripts.bench.layouts import TRANSFORMS
 
 STEPS = 20
 READS_NO_CLOSURE = {

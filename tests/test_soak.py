@@ -1,13 +1,9 @@
 """The long run: its judgement, and in the slow form every method's verdict."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-import soak  # noqa: E402
+from scripts.robustness import soak
 
 T = np.arange(1, soak.TIMES + 1) / soak.TIMES
 STILL = {

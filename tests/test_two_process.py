@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "two_process.py"
+ROOT = Path(__file__).parents[1]
+SCRIPT = "scripts.robustness.two_process"
 
 
 @pytest.mark.slow
 def test_two_processes_end_where_one_does(tmp_path):
-  command = [sys.executable, SCRIPT, "--quick", "--out", tmp_path]
-  done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+  command = [sys.executable, "-m", SCRIPT, "--quick", "--out", tmp_path]
+  done = subprocess.run(
+    command, cwd=ROOT, capture_output=True, text=True, timeout=900
+  )
   assert done.returncode == 0, done.stderr
   record = json.loads((tmp_path / "two_process.json").read_text())
   assert [row["optimizer"] for row in record["rows"]] == [

@@ -29,7 +29,7 @@ class GenRule(NamedTuple):
       networks.
     distance_share: the least rate in units of DoG's, at least 0; see
       `distance_rate`. Chosen on LeNet, whose first plateau has hardly any
-      signal (scripts/ablations.py --study distance). 0 turns the bound off.
+      signal (scripts.gen.ablations --study distance). 0 turns the bound off.
     max_ratio: the rate moves by at most this factor in one fit; above 1. With 2
       it does not escape a curvature that explodes (Rosenbrock with momentum);
       without a bound it fails on Beale.

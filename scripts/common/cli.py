@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from common.report import write_json
+from scripts.common.report import write_json
 
 
 def parser(description: str, out: str) -> argparse.ArgumentParser:

@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import optax
-from common import data as data_sets
-from common import models
+
+from scripts.common import data_sets, models
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
