@@ -48,6 +48,27 @@ class Granularity(NamedTuple):
     """Each group's Lipschitz parameter."""
     return self.largest(tree) if self.by_maximum else self.mean(tree)
 
+  def shares(self, params, choice, count: int, dtype):
+    """Parts of all parameters, and of each leaf's, with each optimizer."""
+    rows = []
+    owned = jnp.zeros(count, dtype)
+    leaves, treedef = jax.tree.flatten(params)
+    for leaf, chosen, sizes in zip(
+      leaves,
+      treedef.flatten_up_to(choice),
+      treedef.flatten_up_to(self.sizes(params)),
+      strict=True,
+    ):
+      mine = [
+        jnp.sum(jnp.where(chosen == i, sizes, 0).astype(dtype))
+        for i in range(count)
+      ]
+      rows.append(jnp.stack(mine) / max(leaf.size, 1))
+      owned = owned + jnp.stack(mine)
+    total = sum(leaf.size for leaf in leaves)
+    table = jnp.stack(rows) if rows else jnp.zeros((0, count), dtype)
+    return owned / max(total, 1), table
+
 
 def make_granularity(granularity) -> Granularity:
   """From what users write, see `amos_router`; raises `ValueError`."""
