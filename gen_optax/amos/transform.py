@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from gen_optax.amos import sources, thresholds
-from gen_optax.amos.drift import Drift, lipschitz, no_drift, observe
 from gen_optax.amos.granularity import make_granularity
 from gen_optax.amos.members import frozen, run_all
 from gen_optax.helpers import trees
@@ -16,6 +15,7 @@ from gen_optax.helpers.checks import is_known, require_leaves
 from gen_optax.helpers.lazy import run_if
 from gen_optax.helpers.trees import widen
 from gen_optax.oracle.closures import require
+from gen_optax.oracle.drift import Drift, no_drift, observe
 
 States = Literal["run_all", "frozen"]
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
@@ -229,7 +229,7 @@ def amos_router(
     return AmosRouterState(
       count=jnp.zeros((), jnp.int32),
       pending=no(),
-      drift=no_drift(wide),
+      drift=no_drift(wide, wide),
       choice=choice,
       optimizers=team.init(params),
       info=AmosInfo(*shares, none, no(), no(), no()),
@@ -248,7 +248,7 @@ def amos_router(
     sources.require_arguments(
       source, params=params, value_fn=value_fn, logits_fn=logits_fn
     )
-    dtype = state.drift.weight.dtype
+    dtype = state.drift.mean.weight.dtype
     healthy = trees.is_finite(updates)
     pending = state.pending | (state.count % every == 0)
 
@@ -266,11 +266,11 @@ def amos_router(
         before, now = sources.at_both(source, drift.params, point)
       else:
         now = sources.read_field(source.field, inner, at)
-        before = drift.diagonal
+        before = drift.curvature
       new = observe(drift, at, now, before, ema, eps)
-      found = lipschitz(new, bias_correction)
-      sound = trees.is_finite((now, new.average))
-      usual = trees.largest(drift.diagonal, dtype)
+      found = new.lipschitz(bias_correction)
+      sound = trees.is_finite((now, new.mean.sum))
+      usual = trees.largest(drift.curvature, dtype)
       absurd = (usual > 0) & (trees.largest(now, dtype) > ABSURD * usual)
       # Where the last look was refused too, the curvature has changed indeed.
       sound &= ~absurd | state.pending
@@ -288,11 +288,12 @@ def amos_router(
       by_group = groups.lipschitz(found)
       sizes = groups.sizes(found)
       seen = thresholds.Evidence(
-        *(found, gradient, drift.diagonal, by_group, sizes, key, count)
+        *(found, gradient, drift.curvature, by_group, sizes, key, count)
       )
       choice = choose(seen, groups)
+      known = drift.mean.weight > 0
       choice = jax.tree.map(
-        lambda c: jnp.where(drift.weight > 0, c, jnp.full_like(c, last)), choice
+        lambda c: jnp.where(known, c, jnp.full_like(c, last)), choice
       )
       return choice, thresholds.quantiles(by_group, sizes, QUANTILES)
 
@@ -308,7 +309,7 @@ def amos_router(
     if logits_fn is not None:
       handed["logits_fn"] = logits_fn
     if source.field is None:
-      handed["hessian_diagonal"] = drift.diagonal
+      handed["hessian_diagonal"] = drift.curvature
     routed, after, sound = team.update(
       updates, state.optimizers, params, choice, healthy, handed
     )
