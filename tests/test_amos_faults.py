@@ -107,7 +107,9 @@ def test_a_curvature_far_from_usual_is_believed_the_second_time(name):
   sound = run(name, [1.0] * 4)
   carry = (sound[3][0], sound[3][2])
   old = sound[3][2]
-  assert old.size.usual > 0 and not old.size.flagged and old.drift.weight > 0
+  assert (
+    old.size.usual > 0 and not old.size.flagged and old.drift.mean.weight > 0
+  )
   for far in (1e9, 1e-9):
     once = run(name, [1.0] * 3, [far, 1.0, 1.0], carry)
     (*_, refused), (*_, after) = once[:2]
@@ -118,17 +120,17 @@ def test_a_curvature_far_from_usual_is_believed_the_second_time(name):
     assert_same(refused.choice, old.choice)
     assert after.info.refreshed and not after.info.rejected
     assert not after.pending and not after.size.flagged
-    assert after.drift.weight > old.drift.weight
+    assert after.drift.mean.weight > old.drift.mean.weight
     twice = run(name, [1.0] * 4, [far] * 4, carry)
     believed, later = twice[1][2], twice[2][2]
     assert believed.info.refreshed and not believed.size.flagged
-    diagonal = optax.tree.norm(believed.drift.diagonal)
-    assert 0.1 < diagonal / (far * optax.tree.norm(old.drift.diagonal)) < 1
+    diagonal = optax.tree.norm(believed.drift.curvature)
+    assert 0.1 < diagonal / (far * optax.tree.norm(old.drift.curvature)) < 1
     # L of the other scale is worthless, and starts anew.
-    assert believed.drift.weight == 0 and believed.info.fractions[1] == 1
-    assert optax.tree.norm(believed.drift.average) == 0
+    assert believed.drift.mean.weight == 0 and believed.info.fractions[1] == 1
+    assert optax.tree.norm(believed.drift.mean.sum) == 0
     assert later.info.refreshed
-    np.testing.assert_allclose(later.drift.weight, 0.1, rtol=1e-5)
+    np.testing.assert_allclose(later.drift.mean.weight, 0.1, rtol=1e-5)
   # A loss that is a thousand times steeper is an ordinary change.
   steep = run(name, [1.0], [1e3], carry)
   assert steep[0][2].info.refreshed
@@ -152,7 +154,7 @@ def test_a_faulty_first_curvature_is_outvoted(name):
     refreshed = [bool(state.info.refreshed) for *_, state in history]
     assert refreshed == [True, False, False, True, True]
     last = history[-1][2]
-    assert 1 < last.size.usual < 100 and last.drift.weight > 0
+    assert 1 < last.size.usual < 100 and last.drift.mean.weight > 0
 
 
 @forms
@@ -180,5 +182,5 @@ def test_where_nothing_moves_there_is_no_observation():
   state = tx.init(START)
   for _ in range(3):
     _, state = update(jax.grad(loss_fn)(START), state, START)
-    assert state.drift.weight == 0 and state.info.fractions[1] == 1
+    assert state.drift.mean.weight == 0 and state.info.fractions[1] == 1
     assert finite(state) and state.info.refreshed

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 
 from gen_optax.amos import sources, thresholds
-from gen_optax.amos.drift import Drift, lipschitz, no_drift, observe
 from gen_optax.amos.granularity import make_granularity
 from gen_optax.amos.members import States, make_members, named
 from gen_optax.guards.scale import Scale, check, new_scale
@@ -17,6 +16,7 @@ from gen_optax.helpers.checks import is_known, require_leaves
 from gen_optax.helpers.lazy import run_if
 from gen_optax.helpers.trees import widen
 from gen_optax.oracle.closures import require
+from gen_optax.oracle.drift import Drift, no_drift, observe
 
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
 # A diagonal this many times larger or smaller than usual is not believed at
@@ -236,7 +236,7 @@ def amos_router(
       count=jnp.zeros((), jnp.int32),
       pending=no(),
       size=new_scale(dtype),
-      drift=no_drift(wide),
+      drift=no_drift(wide, wide),
       choice=choice,
       optimizers=members.init(params),
       info=AmosInfo(*shares, none, no(), no(), no()),
@@ -284,7 +284,7 @@ def amos_router(
     handed = {"value_fn": value_fn, "logits_fn": logits_fn}
     handed = {name: fn for name, fn in handed.items() if fn is not None}
     if source.field is None:
-      handed["hessian_diagonal"] = routing.drift.diagonal
+      handed["hessian_diagonal"] = routing.drift.curvature
     routed, optimizers, finite = members.update(
       updates,
       state.optimizers,
@@ -305,38 +305,37 @@ def amos_router(
       before, now = sources.at_both(source, drift.params, point)
     else:
       now = sources.read_field(source.field, inner, point.params)
-      before = drift.diagonal
+      before = drift.curvature
     new = observe(drift, point.params, now, before, ema, eps)
-    dtype = drift.weight.dtype
-    finite = trees.is_finite((now, new.average))
+    dtype = drift.mean.weight.dtype
+    finite = trees.is_finite((now, new.mean.sum))
     usable, restart, size = check(
       size,
       jnp.where(finite, trees.largest(now, dtype), jnp.inf),
       above=FAR,
       below=1 / FAR,
     )
-    old = (new.average, new.weight)
-    none = optax.tree.zeros_like(old)
-    average, weight = trees.select(restart, none, old)
-    return usable, size, new._replace(average=average, weight=weight)
+    none = optax.tree.zeros_like(new.mean)
+    mean = trees.select(restart, none, new.mean)
+    return usable, size, new._replace(mean=mean)
 
   def route(info, gradient, drift, key, count):
     """The choice that the drift asks for, and what to log of it."""
-    found = lipschitz(drift, bias_correction)
+    found = drift.lipschitz(bias_correction)
     evidence = thresholds.Evidence(
       lipschitz=found,
       gradient=gradient,
-      diagonal=drift.diagonal,
+      diagonal=drift.curvature,
       groups=groups.lipschitz(found),
       sizes=groups.sizes(found),
       key=key,
       count=count,
     )
     choice = jax.tree.map(
-      lambda c: jnp.where(drift.weight > 0, c, jnp.full_like(c, last)),
+      lambda c: jnp.where(drift.mean.weight > 0, c, jnp.full_like(c, last)),
       choose(evidence, groups),
     )
-    dtype = drift.weight.dtype
+    dtype = drift.mean.weight.dtype
     fractions, by_leaf = groups.shares(found, choice, len(given), dtype)
     return choice, info._replace(
       fractions=fractions,
