@@ -1,6 +1,9 @@
 """Pictures of a training run, from plain arrays.
 
-matplotlib is imported when a picture is drawn, so that `import gen_optax` does
+Above 400 lines because five unrelated pictures share their axes, colours and
+scales here; half of the lines are docstrings.
+
+matplotlib is imported when a picture is drawn, so that `import gen_optax` works
 without it. Every function draws on the axes it is given, or on new ones, and
 returns them; `axes.figure.savefig(path)` writes the file.
 """
@@ -11,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The palette of Okabe and Ito, which stays apart under every common form of
-# colour blindness. Its yellow is left out: it is too faint for lines on white.
+# The palette of Okabe and Ito, whose colours can be told apart under all common
+# forms of colour blindness; without its yellow, too faint for lines on white.
 COLOURS = (
   "#0072B2",  # blue
   "#D55E00",  # vermilion
@@ -255,16 +258,16 @@ def plot_routing(
   steps=None,
   axes=None,
 ):
-  """Draws which leaf was with an optimizer of `amos_router`, and when.
+  """Draws when each leaf was with an optimizer of `amos_router`.
 
-  A row for each leaf, from top to bottom, time from left to right; the darker,
-  the more of the leaf's parameters.
+  Leaves are rows, from top to bottom, and time runs from left to right; darker
+  means more of the leaf's parameters.
 
   Args:
     leaf_fractions: `state.info.leaf_fractions` of several calls, shape (times,
       leaves, N); `jax.lax.scan` stacks them.
     names: of the leaves, in the order of `jax.tree.leaves`; see `leaf_names`.
-    optimizer: index of the one to draw, by default the first, of first order.
+    optimizer: index of the one to draw, by default the first.
     steps: the step counts at these times, shape (times,), evenly spaced; by
       default 0, 1, 2, ...
     axes: matplotlib axes to draw on; by default those of a new figure.
@@ -325,16 +328,15 @@ def plot_spectrum(
 ):
   """Draws eigenvalues of a Hessian against their Lipschitz parameters.
 
-  Each eigenspace is a dot. Where eq. 8's threshold is given, a line goes up
-  from the dot to it, or down from it, coloured by what the dot asks for: second
-  order below the threshold, first order above it and where the curvature is
-  negative.
+  Each eigenspace is a dot. Where eq. 8's threshold is given, a line joins the
+  dot to it, coloured by what suits the eigenspace: second order below the
+  threshold, first order above it and where the curvature is negative.
 
   Args:
     eigenvalues: shape (k,), any sign.
     lipschitz: their Lipschitz parameters, shape (k,), at least 0.
-    thresholds: from which Lipschitz parameter Newton's step may raise the loss,
-      shape (k,).
+    thresholds: the Lipschitz parameters from which Newton's step may raise the
+      loss, shape (k,).
     converged: which eigenvalues are trusted, shape (k,); the others are drawn
       hollow.
     axes: matplotlib axes to draw on; by default those of a new figure.

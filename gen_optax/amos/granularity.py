@@ -7,8 +7,8 @@ The numbers of the groups are kept beside the leaves that they belong to:
     elements     an array of the leaf's shape
     partition    a scalar for each leaf, the same in all leaves of one label
 
-so that everything that is done to groups is a map over trees, and a sharded
-leaf stays where it is.
+so that all work on groups is a map over trees, and a sharded leaf stays where
+it is.
 """
 
 import math
@@ -29,7 +29,7 @@ class Granularity(NamedTuple):
 
   Attributes:
     mean: from a tree of numbers to their means over each group.
-    largest: likewise their maxima.
+    largest: from a tree of numbers to their maxima over each group.
     sizes: from the parameters to the number of entries in a group that lie in
       this leaf, arrays that broadcast against the leaf's groups.
     spread: `(groups, leaf)`: the groups' numbers, broadcastable to the leaf.
@@ -111,7 +111,7 @@ def elements() -> Granularity:
 
 
 def chunks(size: int) -> Granularity:
-  """Each `size` consecutive entries of a leaf, the last of them fewer."""
+  """Each run of `size` consecutive entries of a leaf; the last is shorter."""
 
   def of_leaf(reduce):
     def rows(x):
@@ -138,7 +138,7 @@ def chunks(size: int) -> Granularity:
       return repeat(groups)
     return jax.sharding.auto_axes(repeat, out_sharding=sharding)(groups)
 
-  # Drifts are not negative: the zeros of the padding change no maximum.
+  # The zeros of the padding change no maximum, since drifts are not negative.
   largest = of_leaf(lambda rows: rows.max(1, initial=0))
   return Granularity(
     mean=mean,
@@ -205,7 +205,7 @@ def _mean(x):
 
 
 def _replicated(fn, x):
-  """`fn(x)`, of other shape: on an Explicit mesh it says where it lives."""
+  """`fn(x)`, of another shape; on an Explicit mesh it is replicated."""
   sharding = trees.explicit_sharding(x)
   if sharding is None:
     return fn(x)

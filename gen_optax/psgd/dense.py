@@ -31,7 +31,7 @@ def dense(
 
   Args:
     triangular: whether Q is upper triangular; the step is then the upper
-      triangle of A A' - B B'. It reaches any P too, with a cheaper inverse.
+      triangle of A A' - B B'. It reaches any P too; its inverse is cheaper.
     normalizer: "second" (default): mu = learning rate / (|A|^2 + |B|^2);
       "first": learning rate / ||A A' - B B'||_2. See `blocks`.
 
