@@ -24,6 +24,15 @@ from gen_optax.helpers.checks import is_known
 NAMES = ("tensor_mean", "tensor_max", "element")
 
 
+def _leaf_sizes(tree):
+  return jax.tree.map(lambda x: jnp.asarray(x.size), tree)
+
+
+def _as_it_is(groups, leaf):
+  del leaf
+  return groups
+
+
 class Granularity(NamedTuple):
   """How parameters are grouped.
 
@@ -39,8 +48,8 @@ class Granularity(NamedTuple):
 
   mean: Callable[[Any], Any]
   largest: Callable[[Any], Any]
-  sizes: Callable[[Any], Any]
-  spread: Callable[[jax.Array, jax.Array], jax.Array]
+  sizes: Callable[[Any], Any] = _leaf_sizes
+  spread: Callable[[jax.Array, jax.Array], jax.Array] = _as_it_is
   by_maximum: bool = False
   whole_leaves: bool = True
 
@@ -92,8 +101,6 @@ def tensors(by_maximum: bool = False) -> Granularity:
   return Granularity(
     mean=lambda tree: jax.tree.map(_mean, tree),
     largest=lambda tree: jax.tree.map(lambda x: x.max(initial=0), tree),
-    sizes=lambda tree: jax.tree.map(lambda x: jnp.asarray(x.size), tree),
-    spread=lambda groups, leaf: groups,
     by_maximum=by_maximum,
   )
 
@@ -105,7 +112,6 @@ def elements() -> Granularity:
     mean=same,
     largest=same,
     sizes=lambda tree: jax.tree.map(lambda x: jnp.asarray(1), tree),
-    spread=lambda groups, leaf: groups,
     whole_leaves=False,
   )
 
@@ -181,8 +187,6 @@ def partition(labels: Any | Callable[[Any], Any]) -> Granularity:
     largest=lambda tree: of_groups(
       tree, lambda x: x.max(initial=0), lambda parts: jnp.stack(parts).max()
     ),
-    sizes=lambda tree: jax.tree.map(lambda x: jnp.asarray(x.size), tree),
-    spread=lambda groups, leaf: groups,
   )
 
 

@@ -49,18 +49,14 @@ def make_source(curvature, samples: int) -> Source:
   """From what users write, see `amos_router`; raises `ValueError`."""
   if samples != int(samples) or samples < 1:
     raise ValueError(f"samples must be a positive integer, got {samples!r}.")
-  if isinstance(curvature, str) and curvature == "hutchinson":
+  if isinstance(curvature, str) and curvature in NAMES:
+    estimate = getattr(diagonal, f"{curvature}_diagonal")
+    reads = "value_fn" if curvature == "hutchinson" else "logits_fn"
     return Source(
-      lambda point: diagonal.hutchinson_diagonal(
-        point.value_fn, point.params, point.key, samples
-      )
-    )
-  if isinstance(curvature, str) and curvature == "gauss_newton_bartlett":
-    return Source(
-      lambda point: diagonal.gauss_newton_bartlett_diagonal(
-        point.logits_fn, point.params, point.key, samples
+      lambda point: estimate(
+        getattr(point, reads), point.params, point.key, samples
       ),
-      needs=("logits_fn",),
+      needs=(reads,),
     )
   if callable(curvature):
     return Source(lambda point: _like(curvature(point), point.params))

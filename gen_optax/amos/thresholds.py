@@ -180,11 +180,10 @@ def quantiles(groups, sizes, shares) -> jax.Array:
   shares = jnp.stack([jnp.asarray(share, dtype) for share in shares])
   infinity = jax.lax.bitcast_convert_type(jnp.asarray(jnp.inf, dtype), bits)
 
+  leaves = zip(jax.tree.leaves(groups), jax.tree.leaves(sizes), strict=True)
   pairs = [
     (x.astype(dtype), jnp.broadcast_to(size, x.shape).astype(dtype))
-    for x, size in zip(
-      jax.tree.leaves(groups), jax.tree.leaves(sizes), strict=True
-    )
+    for x, size in leaves
   ]
   total = sum((weight.sum() for _, weight in pairs), jnp.zeros((), dtype))
 

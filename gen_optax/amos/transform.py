@@ -285,18 +285,18 @@ def amos_router(
     handed = {name: fn for name, fn in handed.items() if fn is not None}
     if source.field is None:
       handed["hessian_diagonal"] = routing.drift.curvature
+    choice, handed = routing.choice, extra_args | handed
     routed, optimizers, finite = members.update(
-      updates,
-      state.optimizers,
-      params,
-      routing.choice,
-      healthy,
-      extra_args | handed,
+      updates, state.optimizers, params, choice, healthy, handed
     )
     return routed, AmosRouterState(
       count=trees.increment(state.count),
+      pending=routing.pending,
+      size=routing.size,
+      drift=routing.drift,
+      choice=choice,
       optimizers=optimizers,
-      **routing._replace(info=routing.info._replace(skipped=~finite))._asdict(),
+      info=routing.info._replace(skipped=~finite),
     )
 
   def measure(size, drift, point, inner):
