@@ -147,6 +147,21 @@ def test_a_bad_curvature_says_nothing_of_the_next(name):
   assert_same(history[1][2].drift, sound[3][2].drift)
 
 
+def test_a_curvature_that_is_bad_at_the_old_point_alone_is_refused():
+  tx = gen_optax.amos_router(
+    [optax.sgd(0.1), optax.sgd(0.1)],
+    curvature=lambda at: jnp.full_like(at.params, at.value_fn(at.params)),
+    threshold=1.0,
+    every=1,
+  )
+  w = jnp.ones(2)
+  _, state = tx.update(w, tx.init(w), w, value_fn=lambda p: p[0] ** 2)
+  bad_at_one = lambda p: jnp.where(p[0] == 1, jnp.inf, p[0] ** 2)
+  _, after = tx.update(w, state, 0.9 * w, value_fn=bad_at_one)
+  assert after.info.rejected and after.pending and not after.size.flagged
+  assert_same((after.drift, after.size), (state.drift, state.size))
+
+
 @forms
 def test_a_faulty_first_curvature_is_outvoted(name):
   for far in (1e12, 1e-12):

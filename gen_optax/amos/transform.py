@@ -166,7 +166,7 @@ def amos_router(
 
   Raises:
     ValueError: on a wrong configuration, on a leaf that is not real, and on a
-      missing argument, with the line that mends the call.
+      missing argument, with the line that fixes the call.
 
   Cost: at Hessian times two curvature estimates, at the new and the old point:
   2 `samples` Hessian-vector products or gradients; none on other calls, under

@@ -110,8 +110,7 @@ def psgd_xmat(
 
     >>> import jax.numpy as jnp, gen_optax
     >>> tx, w = gen_optax.psgd_xmat(), jnp.ones(4)
-    >>> loss = lambda w: jnp.sum(w**2)
-    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=loss)
+    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
     >>> print([f"{x:.2f}" for x in step])
     ['-0.05', '-0.05', '-0.05', '-0.05']
 
@@ -148,8 +147,7 @@ def psgd_butterfly(
 
     >>> import jax.numpy as jnp, gen_optax
     >>> tx, w = gen_optax.psgd_butterfly(), jnp.ones(4)
-    >>> loss = lambda w: jnp.sum(w**2)
-    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=loss)
+    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
     >>> print([f"{x:.2f}" for x in step])
     ['-0.05', '-0.05', '-0.05', '-0.05']
 
@@ -188,8 +186,7 @@ def psgd_lra(
 
     >>> import jax.numpy as jnp, gen_optax
     >>> tx, w = gen_optax.psgd_lra(), jnp.ones(4)
-    >>> loss = lambda w: jnp.sum(w**2)
-    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=loss)
+    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
     >>> print([f"{x:.2f}" for x in step])
     ['-0.05', '-0.05', '-0.05', '-0.05']
 
@@ -224,8 +221,7 @@ def psgd_dense(
 
     >>> import jax.numpy as jnp, gen_optax
     >>> tx, w = gen_optax.psgd_dense(), jnp.ones(4)
-    >>> loss = lambda w: jnp.sum(w**2)
-    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=loss)
+    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
     >>> print([f"{x:.2f}" for x in step])
     ['-0.05', '-0.05', '-0.05', '-0.05']
 
@@ -262,8 +258,7 @@ def psgd_kron(
 
     >>> import jax.numpy as jnp, gen_optax
     >>> tx, w = gen_optax.psgd_kron(), jnp.ones(4)
-    >>> loss = lambda w: jnp.sum(w**2)
-    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=loss)
+    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
     >>> print([f"{x:.2f}" for x in step])
     ['-0.05', '-0.05', '-0.05', '-0.05']
 

@@ -75,8 +75,7 @@ def diagonal(
     >>> import jax.numpy as jnp, gen_optax
     >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.diagonal())
     >>> w = jnp.ones(4)
-    >>> step, _ = tx.update(
-    ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
+    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
     >>> print([f"{x:.1f}" for x in step])
     ['0.5', '0.5', '0.5', '0.5']
 
@@ -102,8 +101,7 @@ def xmat(
   Args:
     scope: "leaf" flips each leaf by itself and gathers nothing. "global" flips
       all parameters as one vector, as in the paper: another group.
-    normalizer: see `blocks`.
-    steps: see `blocks`.
+    normalizer, steps: see `blocks`.
 
   Returns:
     A `Preconditioner` whose state is `PairState(a, b)`.
@@ -118,8 +116,7 @@ def xmat(
     >>> import jax.numpy as jnp, gen_optax
     >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.xmat())
     >>> w = jnp.ones(4)
-    >>> step, _ = tx.update(
-    ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
+    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
     >>> print([f"{x:.1f}" for x in step])
     ['0.5', '0.5', '0.5', '0.5']
 
@@ -142,13 +139,12 @@ def butterfly(
 
   .. math:: Q x = a \odot x + b \odot s(x), \quad s(x)_i = x_{i + n/2 \bmod n}
 
-  Blocks of two: entries i and i + n/2. With odd n the last entry is a block.
+  Blocks of two: entries i and i + n/2. With odd n the last entry is alone.
 
   Args:
     scope: "leaf" shifts each leaf by half its first axis of even length;
       "global" shifts all parameters as one vector.
-    normalizer: see `blocks`.
-    steps: see `blocks`.
+    normalizer, steps: see `blocks`.
 
   Returns:
     A `Preconditioner` whose state is `PairState(a, b)`.
@@ -163,8 +159,7 @@ def butterfly(
     >>> import jax.numpy as jnp, gen_optax
     >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.butterfly())
     >>> w = jnp.ones(4)
-    >>> step, _ = tx.update(
-    ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
+    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
     >>> print([f"{x:.1f}" for x in step])
     ['0.5', '0.5', '0.5', '0.5']
 
@@ -228,8 +223,7 @@ def blocks(
     >>> from gen_optax.psgd import blocks, neighbours
     >>> tx = gen_optax.scale_by_psgd(blocks(neighbours(2)))
     >>> w = jnp.ones(4)
-    >>> step, _ = tx.update(
-    ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
+    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
     >>> print([f"{x:.1f}" for x in step])
     ['0.5', '0.5', '0.5', '0.5']
 

@@ -130,7 +130,7 @@ def scale_by_psgd(
 
   Raises:
     ValueError: on a wrong configuration, and on a missing argument, with the
-      line that mends the call.
+      line that fixes the call.
 
   Cost: an update of Q takes one Hessian-vector product (two to three gradients;
   a second gradient with "finite_difference"; nothing with "whitening"), the
@@ -178,8 +178,9 @@ def scale_by_psgd(
   whitening = pairs == "whitening"
   if momentum is None:
     momentum = _WHITENING_MOMENTUM if whitening else 0.0
-  _check(precond_learning_rate, probability, pairs, momentum)
-  _check_sizes(init_scale, clip_norm, vector)
+  _check(precond_learning_rate, probability, momentum, init_scale, clip_norm)
+  _check_kind("pairs", pairs, sources.Pairs)
+  _check_kind("vector", vector, sources.Vector)
   keeps_momentum = not is_known(momentum) or momentum > 0
   always = (
     not callable(probability) and is_known(probability) and probability == 1
@@ -326,33 +327,24 @@ def _at(rate: Rate, count):
   return rate(count) if callable(rate) else rate
 
 
-def _check(precond_learning_rate, probability, pairs, momentum):
-  if not callable(precond_learning_rate) and is_known(precond_learning_rate):
-    if not 0 < precond_learning_rate < 1:
-      raise ValueError(
-        "precond_learning_rate must lie in (0, 1) or be a schedule, got "
-        f"{precond_learning_rate!r}."
-      )
-  if not callable(probability) and is_known(probability):
-    if not 0 <= probability <= 1:
-      raise ValueError(
-        f"probability must lie in [0, 1] or be a schedule, got {probability!r}."
-      )
-  if pairs not in get_args(sources.Pairs):
-    raise ValueError(
-      f"pairs must be one of {get_args(sources.Pairs)}, got {pairs!r}."
-    )
-  if is_known(momentum) and not 0 <= momentum < 1:
-    raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}.")
+def _check(precond_learning_rate, probability, momentum, init_scale, clip_norm):
+  def expect(name, given, is_good, wanted):
+    if is_known(given) and not is_good(given):
+      raise ValueError(f"{name} must {wanted}, got {given!r}.")
+
+  rate_is_good = lambda x: callable(x) or 0 < x < 1
+  chance_is_good = lambda x: callable(x) or 0 <= x <= 1
+  size_is_good = lambda x: x is None or 0 < x < float("inf")
+  wanted = "lie in (0, 1) or be a schedule"
+  expect("precond_learning_rate", precond_learning_rate, rate_is_good, wanted)
+  wanted = "lie in [0, 1] or be a schedule"
+  expect("probability", probability, chance_is_good, wanted)
+  expect("momentum", momentum, lambda x: 0 <= x < 1, "lie in [0, 1)")
+  wanted = "be positive and finite, or None"
+  expect("init_scale", init_scale, size_is_good, wanted)
+  expect("clip_norm", clip_norm, size_is_good, wanted)
 
 
-def _check_sizes(init_scale, clip_norm, vector):
-  for name, size in (("init_scale", init_scale), ("clip_norm", clip_norm)):
-    if size is not None and is_known(size) and not 0 < size < float("inf"):
-      raise ValueError(
-        f"{name} must be positive and finite, or None, got {size!r}."
-      )
-  if vector not in get_args(sources.Vector):
-    raise ValueError(
-      f"vector must be one of {get_args(sources.Vector)}, got {vector!r}."
-    )
+def _check_kind(name, given, kinds):
+  if given not in get_args(kinds):
+    raise ValueError(f"{name} must be one of {get_args(kinds)}, got {given!r}.")
