@@ -39,11 +39,10 @@ def named(optimizers):
   else:
     pairs = list(enumerate(optimizers))
   good = all(isinstance(tx, optax.GradientTransformation) for _, tx in pairs)
-  most = MOST_OPTIMIZERS
-  if not good or not 2 <= len(pairs) <= most:
+  if not good or not 2 <= len(pairs) <= MOST_OPTIMIZERS:
     raise ValueError(
-      f"optimizers must be 2 to {most} optax optimizers, as a sequence or a "
-      f"dict in order, got {optimizers!r}."
+      f"optimizers must be 2 to {MOST_OPTIMIZERS} optax optimizers, as a "
+      f"sequence or a dict in order, got {optimizers!r}."
     )
   names = [f"optimizers[{name!r}]" for name, _ in pairs]
   return names, [optax.with_extra_args_support(tx) for _, tx in pairs]

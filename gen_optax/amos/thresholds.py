@@ -210,14 +210,11 @@ def quantiles(groups, sizes, shares) -> jax.Array:
 
 def _numbers(given, count: int, what: str, low, high) -> list[jax.Array]:
   """N - 1 ascending numbers from a number or a sequence of them."""
-  numbers = given[0] if len(given) == 1 else None
-  if isinstance(numbers, Sequence) and not isinstance(numbers, str):
-    numbers = list(numbers)
-  elif numbers is not None and not isinstance(numbers, str):
+  numbers = given[0] if len(given) == 1 and given[0] is not None else ()
+  if not isinstance(numbers, Sequence):
     numbers = [numbers] if jnp.ndim(numbers) == 0 else list(numbers)
-  right = isinstance(numbers, list) and len(numbers) == count - 1
-  known = [x for x in numbers or [] if is_known(x)] if right else []
-  right = right and all(
+  known = [x for x in numbers if is_known(x)]
+  right = len(numbers) == count - 1 and all(
     not isinstance(x, (str, bool)) and low <= x <= high for x in known
   )
   if not right or sorted(known) != known:
@@ -226,4 +223,4 @@ def _numbers(given, count: int, what: str, low, high) -> list[jax.Array]:
       f"threshold: {count} optimizers take {wanted} in [{low}, {high}] as "
       f"{what}{'s' if count > 2 else ''}, got {given!r}."
     )
-  return [jnp.asarray(x) for x in numbers or []]
+  return [jnp.asarray(x) for x in numbers]

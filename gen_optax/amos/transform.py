@@ -276,11 +276,8 @@ def amos_router(
       info = info._replace(refreshed=usable, rejected=~usable)
       return _Routing(~usable, size, drift, choice, info)
 
-    routing = run_if(
-      due & healthy,
-      refresh,
-      _Routing(due, state.size, state.drift, state.choice, info),
-    )
+    routing = _Routing(due, state.size, state.drift, state.choice, info)
+    routing = run_if(due & healthy, refresh, routing)
     handed = {"value_fn": value_fn, "logits_fn": logits_fn}
     handed = {name: fn for name, fn in handed.items() if fn is not None}
     if source.field is None:
@@ -309,12 +306,8 @@ def amos_router(
     new = observe(drift, point.params, now, before, ema, eps)
     dtype = drift.mean.weight.dtype
     finite = trees.is_finite((now, new.mean.sum))
-    usable, restart, size = check(
-      size,
-      jnp.where(finite, trees.largest(now, dtype), jnp.inf),
-      above=FAR,
-      below=1 / FAR,
-    )
+    largest = jnp.where(finite, trees.largest(now, dtype), jnp.inf)
+    usable, restart, size = check(size, largest, above=FAR, below=1 / FAR)
     none = optax.tree.zeros_like(new.mean)
     mean = trees.select(restart, none, new.mean)
     return usable, size, new._replace(mean=mean)

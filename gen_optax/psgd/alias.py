@@ -79,7 +79,7 @@ def psgd_diagonal(
     Example 1; Dauphin, de Vries and Bengio, Equilibrated adaptive learning
     rates for non-convex optimization, 2015 (ESGD).
   """
-  # One step for all entries: on networks their own steps follow the noise.
+  # One mu for all entries: on networks a mu for each follows the noise.
   preconditioner = diagonal(steps="global")
   return _psgd(preconditioner, learning_rate, weight_decay, mask, psgd_options)
 
