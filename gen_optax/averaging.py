@@ -29,12 +29,12 @@ def average_parameters() -> optax.GradientTransformationExtraArgs:
   .. math:: \bar w \leftarrow \bar w + \frac{9}{t + 9} (w_{t+1} - \bar w)
 
   so that step k weighs like k^8: the window is about the last tenth of the run,
-  whenever it stops. Evaluating there stands in for a decaying learning rate
-  without knowing the number of steps. It does as much for a tuned constant
-  rate; it is not GeN's own merit. Training itself is unchanged.
+  whenever it stops. Evaluating there replaces a decaying learning rate without
+  knowing the number of steps. It helps a tuned constant rate as much as GeN.
+  Training itself is unchanged.
 
-  Takes no arguments. Must be the last stage of the chain: it reads the updates
-  as they are applied.
+  Takes no arguments. Must be the last stage of the chain, since it reads the
+  updates as they are applied.
 
   Returns:
     A transformation that leaves the updates alone; read the average with

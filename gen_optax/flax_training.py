@@ -106,7 +106,7 @@ def value_grad_and_closure(
     `optimizer.update(model, grad, value=value, grad=grad, value_fn=value_fn)`.
 
   Raises:
-    ValueError: `model` is no nnx module, or the loss no scalar.
+    ValueError: `model` is not an nnx module, or the loss is not a scalar.
 
   Cost: one evaluation of value and gradient.
 
@@ -135,10 +135,10 @@ def value_grad_and_closure(
       f"model must be an nnx module, got a {type(model).__name__}; for linen "
       "take gen_optax.flax_training.TrainState."
     )
-  graphdef, _, rest = nnx.split(model, wrt, ...)
-  # Pure before the forward pass: variables that the live model goes on to
-  # change would leak its trace into the probes' loop.
-  rest = nnx.as_pure(rest)
+  graphdef, _, others = nnx.split(model, wrt, ...)
+  # Made pure before the forward pass: variables that the live model still
+  # changes would leak its trace into the probes' loop.
+  others = nnx.as_pure(others)
 
   def loss(*args):
     return real_scalar(loss_fn(*args), "loss_fn", "return the loss alone")
@@ -147,6 +147,6 @@ def value_grad_and_closure(
   value, grad = grad_fn(model, *args)
 
   def value_fn(params):
-    return loss_fn(nnx.merge(graphdef, params, rest), *args)
+    return loss_fn(nnx.merge(graphdef, params, others), *args)
 
   return value, grad, value_fn

@@ -1,6 +1,9 @@
 """Pictures of a training run, from plain arrays.
 
-matplotlib is imported when a picture is drawn, so that `import gen_optax` does
+Above 400 lines because five unrelated pictures share their axes, colours and
+scales here; half of the lines are docstrings.
+
+matplotlib is imported when a picture is drawn, so that `import gen_optax` works
 without it. Every function draws on the axes it is given, or on new ones, and
 returns them; `axes.figure.savefig(path)` writes the file.
 """
@@ -11,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The palette of Okabe and Ito, which stays apart under every common form of
-# colour blindness. Its yellow is left out: it is too faint for lines on white.
+# The palette of Okabe and Ito, whose colours can be told apart under all common
+# forms of colour blindness; without its yellow, too faint for lines on white.
 COLOURS = (
   "#0072B2",  # blue
   "#D55E00",  # vermilion
@@ -93,21 +96,18 @@ def plot_line(
   axes.plot(steps, losses, color=COLOURS[0], marker=marker, ms=3, label="loss")
   axes.plot(fine, parabola, "--", color=COLOURS[1], label="fitted parabola")
   if learning_rate is not None:
-    axes.axvline(
-      float(learning_rate), color="0.5", lw=1, ls=":", label="learning rate"
-    )
+    mark = dict(color="0.5", lw=1, ls=":", label="learning rate")
+    axes.axvline(float(learning_rate), **mark)
   if curvature > 0:
     optimum = slope / curvature
     bottom = value - slope * optimum / 2
     # Far outside the probes the optimum is an extrapolation, and drawing it
     # would squeeze the line that was measured.
     if steps[0] <= optimum <= steps[-1]:
-      axes.plot(
-        optimum, bottom, "*", color=COLOURS[1], ms=11, label="optimum b/A"
-      )
+      star = dict(color=COLOURS[1], ms=11, label="optimum b/A")
+      axes.plot(optimum, bottom, "*", **star)
   _fit_height(axes, losses)
-  axes.set_xlabel("step size along the update")
-  axes.set_ylabel("loss")
+  axes.set(xlabel="step size along the update", ylabel="loss")
   axes.legend(frameon=False, fontsize="small")
   return axes
 
@@ -165,17 +165,10 @@ def plot_history(
       at = np.arange(run.shape[1]) if steps is None else np.asarray(steps)
       panel.plot(at, np.median(run, 0), label=name, **styles[name])
       if len(run) > 1:
-        panel.fill_between(
-          at,
-          run.min(0),
-          run.max(0),
-          color=styles[name]["color"],
-          alpha=0.2,
-          lw=0,
-        )
+        band = dict(color=styles[name]["color"], alpha=0.2, lw=0)
+        panel.fill_between(at, run.min(0), run.max(0), **band)
     _log_where_right(panel, runs.values())
-    panel.set_xlabel("step")
-    panel.set_ylabel(label)
+    panel.set(xlabel="step", ylabel=label)
   axes[0].legend(frameon=False, fontsize="small")
   return axes
 
@@ -226,23 +219,20 @@ def plot_trajectories(
   """
   axes = axes if axes is not None else _new_axes()[0]
   _contours(axes, fn, box)
-  start_seen = set()
+  starts = set()
   for i, (name, path) in enumerate(trajectories.items()):
     path = np.asarray(path, float)
     style = {**_style(i), "lw": 1.2, **((styles or {}).get(name, {}))}
     axes.plot(path[:, 0], path[:, 1], label=name, **style)
     start = tuple(path[0])
-    if start not in start_seen:
+    if start not in starts:
       axes.plot(*start, "o", color="black", ms=4, zorder=4)
-      start_seen.add(start)
+      starts.add(start)
   if minimizer is not None:
-    axes.plot(
-      *minimizer, "*", ms=12, mfc="white", mec="black", zorder=5, ls="none"
-    )
-  axes.set_xlim(box[0])
-  axes.set_ylim(box[1])
-  axes.set_xlabel("first coordinate")
-  axes.set_ylabel("second coordinate")
+    star = dict(ms=12, mfc="white", mec="black", zorder=5, ls="none")
+    axes.plot(*minimizer, "*", **star)
+  axes.set(xlim=box[0], ylim=box[1])
+  axes.set(xlabel="first coordinate", ylabel="second coordinate")
   axes.legend(frameon=True, framealpha=0.9, fontsize="small")
   return axes
 
@@ -255,16 +245,16 @@ def plot_routing(
   steps=None,
   axes=None,
 ):
-  """Draws which leaf was with an optimizer of `amos_router`, and when.
+  """Draws when each leaf was with an optimizer of `amos_router`.
 
-  A row for each leaf, from top to bottom, time from left to right; the darker,
-  the more of the leaf's parameters.
+  Leaves are rows, from top to bottom, and time runs from left to right; darker
+  means more of the leaf's parameters.
 
   Args:
     leaf_fractions: `state.info.leaf_fractions` of several calls, shape (times,
       leaves, N); `jax.lax.scan` stacks them.
     names: of the leaves, in the order of `jax.tree.leaves`; see `leaf_names`.
-    optimizer: index of the one to draw, by default the first, of first order.
+    optimizer: index of the one to draw, by default the first.
     steps: the step counts at these times, shape (times,), evenly spaced; by
       default 0, 1, 2, ...
     axes: matplotlib axes to draw on; by default those of a new figure.
@@ -298,20 +288,11 @@ def plot_routing(
   if len(times) != len(table):
     raise ValueError(f"steps: got {len(times)} for {len(table)} times.")
   axes = axes if axes is not None else _new_axes()[0]
-  width = times[1] - times[0] if len(times) > 1 else 1
+  half = (times[1] - times[0] if len(times) > 1 else 1) / 2
+  extent = (times[0] - half, times[-1] + half, len(names) - 0.5, -0.5)
+  colours = dict(cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
   image = axes.imshow(
-    table[:, :, optimizer].T,
-    cmap="Blues",
-    vmin=0,
-    vmax=1,
-    aspect="auto",
-    interpolation="nearest",
-    extent=(
-      times[0] - width / 2,
-      times[-1] + width / 2,
-      len(names) - 0.5,
-      -0.5,
-    ),
+    table[:, :, optimizer].T, extent=extent, aspect="auto", **colours
   )
   axes.set_yticks(range(len(names)), names, fontsize="x-small")
   axes.set_xlabel("step")
@@ -325,16 +306,15 @@ def plot_spectrum(
 ):
   """Draws eigenvalues of a Hessian against their Lipschitz parameters.
 
-  Each eigenspace is a dot. Where eq. 8's threshold is given, a line goes up
-  from the dot to it, or down from it, coloured by what the dot asks for: second
-  order below the threshold, first order above it and where the curvature is
-  negative.
+  Each eigenspace is a dot. Where eq. 8's threshold is given, a line joins the
+  dot to it, coloured by what suits the eigenspace: second order below the
+  threshold, first order above it and where the curvature is negative.
 
   Args:
     eigenvalues: shape (k,), any sign.
     lipschitz: their Lipschitz parameters, shape (k,), at least 0.
-    thresholds: from which Lipschitz parameter Newton's step may raise the loss,
-      shape (k,).
+    thresholds: the Lipschitz parameters from which Newton's step may raise the
+      loss, shape (k,).
     converged: which eigenvalues are trusted, shape (k,); the others are drawn
       hollow.
     axes: matplotlib axes to draw on; by default those of a new figure.
@@ -379,17 +359,15 @@ def plot_spectrum(
     axes.vlines(values[convex], lip[convex], edges[convex], colour, lw=1)
     axes.plot(values[convex], edges[convex], "_", color=colour, ms=10, mew=1.5)
     for part, fill in ((these & solid, colour), (these & ~solid, "white")):
-      axes.plot(
-        *(values[part], lip[part], "o"),
-        **dict(color=colour, mfc=fill, label=name if part.any() else None),
-      )
+      style = dict(color=colour, mfc=fill, label=name if part.any() else None)
+      axes.plot(values[part], lip[part], "o", **style)
       name = name if not part.any() else None
   if values.size and np.abs(values).max() > 10 * np.abs(values).min():
     axes.set_xscale("symlog", linthresh=max(np.abs(values).max() / 30, 1e-12))
   axes.axvline(0, color="0.8", lw=0.8, zorder=0)
   _log_where_right(axes, [lip[lip > 0], edges[edges > 0]])
-  axes.set_xlabel("eigenvalue")
-  axes.set_ylabel("Lipschitz parameter; bar: threshold of eq. 8")
+  label = "Lipschitz parameter; bar: threshold of eq. 8"
+  axes.set(xlabel="eigenvalue", ylabel=label)
   axes.legend(frameon=False, fontsize="small")
   return axes
 
@@ -488,6 +466,5 @@ def _contours(axes, fn, box) -> None:
   height = height - height.min()
   lowest = np.percentile(height[height > 0], 0.5)
   levels = np.geomspace(lowest, height.max(), 16)
-  axes.contour(
-    x, y, height, levels=levels, colors="0.75", linewidths=0.6, zorder=0
-  )
+  lines = dict(colors="0.75", linewidths=0.6, zorder=0)
+  axes.contour(x, y, height, levels=levels, **lines)

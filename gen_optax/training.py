@@ -55,11 +55,11 @@ def make_step(
     has_aux: whether `loss_fn` returns a pair.
     donate: whether the step may overwrite the parameters and the state that it
       is given. Keep only the returned ones.
-    micro_batch_size: works off the batch in parts of that many examples, one
-      after the other, and holds the activations of one part only. The loss, its
+    micro_batch_size: takes the batch in parts of that many examples, one after
+      the other, so that only one part's activations are held. The loss, its
       gradient, what every probe and product sees, and aux, which must be of
-      floats, are means over the parts. It must divide the batch. (Not so with
-      `optax.MultiSteps`, whose closure is over the last part alone.)
+      floats, are means over the parts. It must divide the batch. (The closure
+      of `optax.MultiSteps` sees the last part alone.)
     batch_argnums: which arguments of `loss_fn` are cut into parts along the
       leading axes of their arrays; `params` is number 0. The others (a key, a
       model's state) go to each part as they are.
@@ -68,8 +68,8 @@ def make_step(
     `step(params, opt_state, *args) -> StepResult`.
 
   Raises:
-    ValueError: `optimizer` is none, `batch_argnums` names the parameters, or
-      in the step: `micro_batch_size` does not divide the batch, or `loss_fn`
+    ValueError: `optimizer` is not one, or `batch_argnums` names the parameters.
+      In the step: `micro_batch_size` does not divide the batch, or `loss_fn`
       does not return a scalar (with `has_aux`: in a pair).
 
   Cost: that of the optimizer and one evaluation of value and gradient. With
@@ -95,7 +95,7 @@ def make_step(
   value_and_grad = in_parts(jax.value_and_grad(loss_fn, has_aux=has_aux))
   loss_alone = lambda *args: loss_fn(*args)[0] if has_aux else loss_fn(*args)
   if micro_batch_size is not None:
-    # Whoever differentiates the sum over parts keeps no part's activations.
+    # Differentiating the sum over parts keeps no part's activations.
     loss_alone = in_parts(jax.checkpoint(loss_alone))
 
   def step(params, opt_state, *args):
@@ -152,8 +152,7 @@ def metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
 
   Each stage whose state holds an `info` gives its fields and its
   `learning_rate` under a prefix made of its name: `ScaleByGenState` reports as
-  `gen/learning_rate`, `gen/slope`, ... A second stage of one name counts on:
-  `gen_2/...`.
+  `gen/learning_rate`, `gen/slope`, ..., and a second one as `gen_2/...`.
 
   Args:
     opt_state: any optimizer state.
@@ -163,7 +162,7 @@ def metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
     several (the eigenvalues of ELMO, the shares of AMOS).
 
   Raises:
-    AttributeError: a state's `info` is no named tuple.
+    AttributeError: a state's `info` is not a named tuple.
 
   Example:
 
@@ -172,12 +171,12 @@ def metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
     >>> print(gen_optax.metrics(state)["gen/learning_rate"])
     0.001
   """
-  flat, seen = {}, {}
+  flat, count = {}, {}
   for state in _reporting(opt_state):
     name = re.sub(r"^ScaleBy|State$", "", type(state).__name__)
     name = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
-    seen[name] = seen.get(name, 0) + 1
-    prefix = name if seen[name] == 1 else f"{name}_{seen[name]}"
+    count[name] = count.get(name, 0) + 1
+    prefix = name if count[name] == 1 else f"{name}_{count[name]}"
     if hasattr(state, "learning_rate"):
       flat[f"{prefix}/learning_rate"] = state.learning_rate
     for field, entry in zip(state.info._fields, state.info, strict=True):

@@ -66,7 +66,7 @@ def test_states_map_like_parameters(states):
   tx = gen_optax.amos_router([optax.sgd(0.1), optax.adam(0.1)], states=states)
   state = tx.init(initial_params())
   mapped = optax.tree.map_params(tx, lambda p: p + 1, state)
-  assert jnp.all(mapped.drift.average["w"] == 1)
+  assert jnp.all(mapped.drift.mean.sum["w"] == 1)
   second = mapped.optimizers[1]
   mu = second[-1][0].mu if states == "frozen" else second[0].mu["w"]
   assert jnp.all(mu == 1) and mapped.count == 0

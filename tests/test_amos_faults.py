@@ -98,19 +98,73 @@ def test_a_bad_curvature_leaves_average_and_routing(name):
 
 
 @forms
-def test_an_absurd_curvature_is_believed_the_second_time(name):
+def test_a_curvature_far_from_usual_is_believed_the_second_time(name):
   sound = run(name, [1.0] * 4)
   carry = (sound[3][0], sound[3][2])
-  once = run(name, [1.0] * 3, [1e9, 1.0, 1.0], carry)
-  assert once[0][2].info.rejected and not once[0][2].info.refreshed
-  assert_same(once[0][2].drift, sound[3][2].drift)
-  assert once[1][2].info.refreshed and not once[1][2].info.rejected
-  twice = run(name, [1.0] * 3, [1e9, 1e9, 1.0], carry)
-  assert twice[1][2].info.refreshed
-  assert optax.tree.norm(twice[1][2].drift.diagonal) > 1e8
-  # A steeper loss is none: a thousand times.
+  old = sound[3][2]
+  assert (
+    old.size.usual > 0 and not old.size.flagged and old.drift.mean.weight > 0
+  )
+  for far in (1e9, 1e-9):
+    once = run(name, [1.0] * 3, [far, 1.0, 1.0], carry)
+    (*_, refused), (*_, after) = once[:2]
+    assert refused.info.rejected and not refused.info.refreshed
+    assert refused.pending and refused.size.flagged
+    assert refused.size.usual == old.size.usual
+    assert_same(refused.drift, old.drift)
+    assert_same(refused.choice, old.choice)
+    assert after.info.refreshed and not after.info.rejected
+    assert not after.pending and not after.size.flagged
+    assert after.drift.mean.weight > old.drift.mean.weight
+    twice = run(name, [1.0] * 4, [far] * 4, carry)
+    believed, later = twice[1][2], twice[2][2]
+    assert believed.info.refreshed and not believed.size.flagged
+    diagonal = optax.tree.norm(believed.drift.curvature)
+    assert 0.1 < diagonal / (far * optax.tree.norm(old.drift.curvature)) < 1
+    # L of the other scale is worthless, and starts anew.
+    assert believed.drift.mean.weight == 0 and believed.info.fractions[1] == 1
+    assert optax.tree.norm(believed.drift.mean.sum) == 0
+    assert later.info.refreshed
+    np.testing.assert_allclose(later.drift.mean.weight, 0.1, rtol=1e-5)
+  # A loss that is a thousand times steeper is an ordinary change.
   steep = run(name, [1.0], [1e3], carry)
   assert steep[0][2].info.refreshed
+
+
+@forms
+def test_a_bad_curvature_says_nothing_of_the_next(name):
+  """One that is not finite is no first doubt of one that is far."""
+  sound = run(name, [1.0] * 4)
+  carry = (sound[3][0], sound[3][2])
+  history = run(name, [1.0] * 3, [jnp.nan, 1e9, 1.0], carry)
+  rejected = [bool(state.info.rejected) for *_, state in history]
+  assert rejected == [True, True, False]
+  assert_same(history[1][2].drift, sound[3][2].drift)
+
+
+def test_a_curvature_that_is_bad_at_the_old_point_alone_is_refused():
+  tx = gen_optax.amos_router(
+    [optax.sgd(0.1), optax.sgd(0.1)],
+    curvature=lambda at: jnp.full_like(at.params, at.value_fn(at.params)),
+    threshold=1.0,
+    every=1,
+  )
+  w = jnp.ones(2)
+  _, state = tx.update(w, tx.init(w), w, value_fn=lambda p: p[0] ** 2)
+  bad_at_one = lambda p: jnp.where(p[0] == 1, jnp.inf, p[0] ** 2)
+  _, after = tx.update(w, state, 0.9 * w, value_fn=bad_at_one)
+  assert after.info.rejected and after.pending and not after.size.flagged
+  assert_same((after.drift, after.size), (state.drift, state.size))
+
+
+@forms
+def test_a_faulty_first_curvature_is_outvoted(name):
+  for far in (1e12, 1e-12):
+    history = run(name, [1.0] * 5, [far, *[1.0] * 4])
+    refreshed = [bool(state.info.refreshed) for *_, state in history]
+    assert refreshed == [True, False, False, True, True]
+    last = history[-1][2]
+    assert 1 < last.size.usual < 100 and last.drift.mean.weight > 0
 
 
 @forms
@@ -138,6 +192,6 @@ def test_where_nothing_moves_there_is_no_observation():
   state = tx.init(START)
   for _ in range(3):
     _, state = update(jax.grad(loss_fn)(START), state, START)
-    assert state.drift.weight == 0 and state.info.fractions[1] == 1
+    assert state.drift.mean.weight == 0 and state.info.fractions[1] == 1
     assert_finite(state)
     assert state.info.refreshed

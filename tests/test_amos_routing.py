@@ -148,10 +148,8 @@ def test_average_and_routing_equal_numpy(x64, name, corrected):
   seen = set()
   for t, state in enumerate(states):
     k = t // EVERY
-    weight = state.drift.weight if corrected and k else 1.0
-    np.testing.assert_allclose(
-      flat(state.drift.average) / weight, expected[k], rtol=1e-12
-    )
+    found = flat(state.drift.lipschitz(corrected))
+    np.testing.assert_allclose(found, expected[k], rtol=1e-12)
     by_maximum = name == "tensor_max"
     choice = reference.route(expected[k], groups_of(name), by_maximum, cuts)
     found = spread_choice(groups, state.choice)
@@ -347,7 +345,7 @@ def look_twice(move, seed=0, **options):
 
 def test_probes_are_common_to_two_points_and_fresh_at_each_time():
   diagonals = [
-    [state.drift.diagonal for state in look_twice(0.0, seed)]
+    [state.drift.curvature for state in look_twice(0.0, seed)]
     for seed in range(6)
   ]
   assert any(bool(jnp.any(a != b)) for a, b in diagonals), "fresh each time"
@@ -355,7 +353,7 @@ def test_probes_are_common_to_two_points_and_fresh_at_each_time():
   for seed in range(6):
     _, state = look_twice(0.5, seed)
     exact = 12 * (1.5**2 - 1.0) / (0.5 * 2**0.5)
-    found = state.drift.average / state.drift.weight
+    found = state.drift.lipschitz()
     np.testing.assert_allclose(found, exact, rtol=1e-5)
 
 

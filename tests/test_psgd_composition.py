@@ -172,11 +172,8 @@ def test_pairs_of_bfloat16_parameters_are_taken_in_float32(pairs, x64):
     (wide,),
     (jax.tree.map(lambda x: x.astype(jnp.float64), v),),
   )[1]
-  if pairs == "hvp":
-    h = sources.exact_product(loss_fn, params, v)
-  else:
-    grad = jax.grad(loss_fn)(params)
-    h = sources.gradient_difference(loss_fn, params, grad, v)
+  grad = jax.grad(loss_fn)(params)
+  h = sources.product(pairs, v, loss_fn, params, grad, grad)
   error = optax.tree.norm(optax.tree.sub(h, exact)) / optax.tree.norm(exact)
   assert error < (1e-5 if pairs == "hvp" else 3e-2)
 

@@ -11,6 +11,7 @@ from running import assert_finite
 
 import gen_optax
 from gen_optax import psgd
+from gen_optax.helpers import mean
 
 STRUCTURES = {
   "diagonal": psgd.diagonal,
@@ -81,6 +82,24 @@ def test_a_bad_first_gradient_poisons_nothing(name, pairs):
     updates, state = history[-1]
     assert state.scaled and not state.info.skipped
     assert optax.tree.norm(updates) > 0.1, bad
+
+
+def test_momentum_starts_anew_where_gradients_of_another_size_stay():
+  for far in (1e10, 1e-10):
+    history = run("diagonal", [1.0, 1.0, far, far, far], momentum=0.9)
+    states = [state for _, state in history]
+    skipped = [bool(state.info.skipped) for state in states]
+    assert skipped == [False, False, True, False, False]
+    assert_same(states[2].momentum, states[1].momentum)
+    for state, weight in ((states[3], 0.1), (states[4], 0.19)):
+      expected = mean.Mean(times(weight * far), weight)
+      jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5),
+        state.momentum,
+        expected,
+      )
+  _, state = run("diagonal", [1.0], momentum=0.0)[-1]
+  assert state.momentum is None
 
 
 @structures

@@ -7,8 +7,8 @@ The numbers of the groups are kept beside the leaves that they belong to:
     elements     an array of the leaf's shape
     partition    a scalar for each leaf, the same in all leaves of one label
 
-so that everything that is done to groups is a map over trees, and a sharded
-leaf stays where it is.
+so that all work on groups is a map over trees, and a sharded leaf stays where
+it is.
 """
 
 import math
@@ -24,12 +24,21 @@ from gen_optax.helpers.checks import is_known
 NAMES = ("tensor_mean", "tensor_max", "element")
 
 
+def _leaf_sizes(tree):
+  return jax.tree.map(lambda x: jnp.asarray(x.size), tree)
+
+
+def _as_it_is(groups, leaf):
+  del leaf
+  return groups
+
+
 class Granularity(NamedTuple):
   """How parameters are grouped.
 
   Attributes:
     mean: from a tree of numbers to their means over each group.
-    largest: likewise their maxima.
+    largest: from a tree of numbers to their maxima over each group.
     sizes: from the parameters to the number of entries in a group that lie in
       this leaf, arrays that broadcast against the leaf's groups.
     spread: `(groups, leaf)`: the groups' numbers, broadcastable to the leaf.
@@ -39,14 +48,35 @@ class Granularity(NamedTuple):
 
   mean: Callable[[Any], Any]
   largest: Callable[[Any], Any]
-  sizes: Callable[[Any], Any]
-  spread: Callable[[jax.Array, jax.Array], jax.Array]
+  sizes: Callable[[Any], Any] = _leaf_sizes
+  spread: Callable[[jax.Array, jax.Array], jax.Array] = _as_it_is
   by_maximum: bool = False
   whole_leaves: bool = True
 
   def lipschitz(self, tree):
     """Each group's Lipschitz parameter."""
     return self.largest(tree) if self.by_maximum else self.mean(tree)
+
+  def shares(self, params, choice, count: int, dtype):
+    """Parts of all parameters, and of each leaf's, with each optimizer."""
+    rows = []
+    owned = jnp.zeros(count, dtype)
+    leaves, treedef = jax.tree.flatten(params)
+    for leaf, chosen, sizes in zip(
+      leaves,
+      treedef.flatten_up_to(choice),
+      treedef.flatten_up_to(self.sizes(params)),
+      strict=True,
+    ):
+      mine = [
+        jnp.sum(jnp.where(chosen == i, sizes, 0).astype(dtype))
+        for i in range(count)
+      ]
+      rows.append(jnp.stack(mine) / max(leaf.size, 1))
+      owned = owned + jnp.stack(mine)
+    total = sum(leaf.size for leaf in leaves)
+    table = jnp.stack(rows) if rows else jnp.zeros((0, count), dtype)
+    return owned / max(total, 1), table
 
 
 def make_granularity(granularity) -> Granularity:
@@ -71,8 +101,6 @@ def tensors(by_maximum: bool = False) -> Granularity:
   return Granularity(
     mean=lambda tree: jax.tree.map(_mean, tree),
     largest=lambda tree: jax.tree.map(lambda x: x.max(initial=0), tree),
-    sizes=lambda tree: jax.tree.map(lambda x: jnp.asarray(x.size), tree),
-    spread=lambda groups, leaf: groups,
     by_maximum=by_maximum,
   )
 
@@ -84,13 +112,12 @@ def elements() -> Granularity:
     mean=same,
     largest=same,
     sizes=lambda tree: jax.tree.map(lambda x: jnp.asarray(1), tree),
-    spread=lambda groups, leaf: groups,
     whole_leaves=False,
   )
 
 
 def chunks(size: int) -> Granularity:
-  """Each `size` consecutive entries of a leaf, the last of them fewer."""
+  """Each run of `size` consecutive entries of a leaf; the last is shorter."""
 
   def of_leaf(reduce):
     def rows(x):
@@ -117,7 +144,7 @@ def chunks(size: int) -> Granularity:
       return repeat(groups)
     return jax.sharding.auto_axes(repeat, out_sharding=sharding)(groups)
 
-  # Drifts are not negative: the zeros of the padding change no maximum.
+  # The zeros of the padding change no maximum, since drifts are not negative.
   largest = of_leaf(lambda rows: rows.max(1, initial=0))
   return Granularity(
     mean=mean,
@@ -160,8 +187,6 @@ def partition(labels: Any | Callable[[Any], Any]) -> Granularity:
     largest=lambda tree: of_groups(
       tree, lambda x: x.max(initial=0), lambda parts: jnp.stack(parts).max()
     ),
-    sizes=lambda tree: jax.tree.map(lambda x: jnp.asarray(x.size), tree),
-    spread=lambda groups, leaf: groups,
   )
 
 
@@ -184,7 +209,7 @@ def _mean(x):
 
 
 def _replicated(fn, x):
-  """`fn(x)`, of other shape: on an Explicit mesh it says where it lives."""
+  """`fn(x)`, of another shape; on an Explicit mesh it is replicated."""
   sharding = trees.explicit_sharding(x)
   if sharding is None:
     return fn(x)

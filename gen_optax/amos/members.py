@@ -1,7 +1,7 @@
-"""Several optimizers on one tree, of which each leaf or entry follows one."""
+"""Several optimizers on one tree, where each leaf or entry follows one."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,14 @@ import optax
 
 from gen_optax.amos.coupling import require_separable
 from gen_optax.amos.granularity import Granularity
+from gen_optax.amos.thresholds import MOST_OPTIMIZERS
 from gen_optax.helpers import trees
 from gen_optax.helpers.lazy import run_if
 
+States = Literal["run_all", "frozen"]
 
-class Team(NamedTuple):
+
+class Members(NamedTuple):
   """How optimizers are initialised and updated.
 
   Attributes:
@@ -27,10 +30,48 @@ class Team(NamedTuple):
   update: Callable[..., tuple[Any, tuple, jax.Array]]
 
 
+def named(optimizers):
+  """Names for messages, and the optimizers, which all take extra arguments."""
+  if isinstance(optimizers, Mapping):
+    pairs = list(optimizers.items())
+  elif isinstance(optimizers, optax.GradientTransformation):
+    pairs = [(0, optimizers)]
+  else:
+    pairs = list(enumerate(optimizers))
+  good = all(isinstance(tx, optax.GradientTransformation) for _, tx in pairs)
+  if not good or not 2 <= len(pairs) <= MOST_OPTIMIZERS:
+    raise ValueError(
+      f"optimizers must be 2 to {MOST_OPTIMIZERS} optax optimizers, as a "
+      f"sequence or a dict in order, got {optimizers!r}."
+    )
+  names = [f"optimizers[{name!r}]" for name, _ in pairs]
+  return names, [optax.with_extra_args_support(tx) for _, tx in pairs]
+
+
+def make_members(
+  states: States, optimizers, names, groups: Granularity, *, label, field
+) -> Members:
+  """From what users write, see `amos_router`; raises `ValueError`."""
+  if states == "run_all":
+    return run_all(optimizers, groups)
+  if not groups.whole_leaves:
+    raise ValueError(
+      'states="frozen" gives whole leaves to an optimizer; granularity='
+      f'{label!r} divides them. Use states="run_all".'
+    )
+  if field is not None:
+    raise ValueError(
+      'states="frozen" does not update an optimizer on leaves that it does not '
+      f"own, where its {field!r} is no curvature. Use "
+      'states="run_all" or another curvature.'
+    )
+  return frozen(optimizers, names)
+
+
 def run_all(
   optimizers: Sequence[optax.GradientTransformationExtraArgs],
   granularity: Granularity,
-) -> Team:
+) -> Members:
   """Every optimizer sees every gradient; the choice is a select."""
 
   def init(params):
@@ -55,25 +96,25 @@ def run_all(
     routed = trees.select(sound, routed, optax.tree.zeros_like(updates))
     return routed, trees.select(sound, tuple(after), states), sound
 
-  return Team(init, update)
+  return Members(init, update)
 
 
 def frozen(
   optimizers: Sequence[optax.GradientTransformationExtraArgs],
   names: Sequence[str],
-) -> Team:
+) -> Members:
   """Each leaf runs the optimizer that owns it; the others' states stay.
 
-  A loop of at most one trip for each leaf and optimizer: it is skipped under
+  Each leaf and optimizer has a loop of at most one trip: it is skipped under
   `jax.vmap` too, and writes a donated state in place.
   """
   for tx, name in zip(optimizers, names, strict=True):
     require_separable(tx, name)
 
   def init(params):
-    # A list: a tree like the parameters, such as nnx's, may keep its leaves in
-    # boxes that take arrays and no states. Without a leaf the tree itself, by
-    # which `optax.tree.map_params` knows where parameters are.
+    # A list, since a tree like the parameters, such as nnx's, may keep its
+    # leaves in boxes that take arrays only. Without a leaf it is the tree
+    # itself, which tells `optax.tree.map_params` where parameters are.
     leaves = jax.tree.leaves(params)
     if not leaves:
       return (params,) * len(optimizers)
@@ -104,14 +145,14 @@ def frozen(
     routed = trees.select(healthy, routed, optax.tree.zeros_like(updates))
     return routed, tuple(columns) if leaves else states, sound
 
-  return Team(init, update)
+  return Members(init, update)
 
 
 def _step(tx, params, extra):
   def work(carry):
     gradient, old, sound = carry
-    # What does not depend on the carry is moved out of a loop by the compiler,
-    # to run on every step.
+    # The compiler moves what does not depend on the carry out of the loop,
+    # where it runs on every step.
     at, given = jax.lax.optimization_barrier((params, extra))
     move, new = tx.update(gradient, old, at, **given)
     ok, none = trees.is_finite(move), jnp.zeros_like(move)

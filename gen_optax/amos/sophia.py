@@ -24,24 +24,24 @@ def sophia(
     \nu \leftarrow \beta_2 \nu + (1 - \beta_2) h, \quad
     u = -\eta \, \mathrm{clip}(\hat m / \max(\gamma \nu, \epsilon), 1)
 
-  optax does not correct the bias of :math:`\nu` and uses it before it is
-  renewed: the first steps are clipped momentum, in every entry of length
-  :math:`\eta`.
+  The first steps are clipped momentum, of length :math:`\eta` in every entry,
+  since optax does not correct the bias of :math:`\nu` and uses it before it is
+  renewed.
 
   Args:
     learning_rate: as in `optax.contrib.sophia`, or a schedule.
     **sophia_options: its other options: `b1`, `b2`, `gamma`, `weight_decay`,
       `clip_threshold` and others. Leave `update_interval` at the router's
-      `every`; both are 10 by default. A `hessian_diagonal_fn` of your own takes
-      the place of the router's diagonal; it gets the loss as `obj_fn`.
+      `every`; both are 10 by default. A `hessian_diagonal_fn` of your own
+      replaces the router's diagonal and gets the loss as `obj_fn`.
 
   Returns:
     An optimizer whose `update` takes `hessian_diagonal`, which `amos_router`
     passes.
 
   Raises:
-    ValueError: `learning_rate` is negative, or there is no diagonal, outside a
-      router.
+    ValueError: `learning_rate` is negative, or there is no diagonal because
+      it is outside a router.
 
   Cost: two copies of the parameters in state; no product of its own.
 
@@ -65,13 +65,13 @@ def sophia(
 
 
 def given_diagonal() -> optax.GradientTransformationExtraArgs:
-  """A `hessian_diagonal_fn` that hands on the argument `hessian_diagonal`.
+  """A `hessian_diagonal_fn` that passes on the argument `hessian_diagonal`.
 
   Returns:
     A transformation for `optax.contrib.sophia` and its like.
 
   Raises:
-    ValueError: there is no such argument, outside a router.
+    ValueError: there is no such argument, as outside a router.
 
   Example:
 
@@ -98,6 +98,6 @@ def given_diagonal() -> optax.GradientTransformationExtraArgs:
 
 
 def _narrowed(diagonal, param):
-  """As the parameter's dtype, in which optax averages it, and as finite."""
+  """In the parameter's dtype, in which optax averages it, and finite."""
   limit = jnp.finfo(param.dtype).max.astype(diagonal.dtype)
   return jnp.clip(diagonal, -limit, limit).astype(param.dtype)

@@ -14,13 +14,12 @@ NAMES = ("hutchinson", "gauss_newton_bartlett")
 
 
 class CurvaturePoint(NamedTuple):
-  """What a source of curvature is asked at.
+  """Where a source of curvature is evaluated.
 
   Attributes:
     params: the parameters, in at least float32.
-    key: a random key. At one Hessian time the source is called at two points
-      with one key: what it draws should depend on the key alone, so that the
-      difference is not the noise of two draws.
+    key: a random key, the same at both points of one Hessian time. Draw from it
+      alone, or the difference is the noise of two draws.
     value_fn: the loss as a function of the parameters alone.
     logits_fn: the logits of this step's batch as a function of the parameters,
       if they were passed to `update`.
@@ -50,18 +49,14 @@ def make_source(curvature, samples: int) -> Source:
   """From what users write, see `amos_router`; raises `ValueError`."""
   if samples != int(samples) or samples < 1:
     raise ValueError(f"samples must be a positive integer, got {samples!r}.")
-  if isinstance(curvature, str) and curvature == "hutchinson":
+  if isinstance(curvature, str) and curvature in NAMES:
+    estimate = getattr(diagonal, f"{curvature}_diagonal")
+    reads = "value_fn" if curvature == "hutchinson" else "logits_fn"
     return Source(
-      lambda point: diagonal.hutchinson_diagonal(
-        point.value_fn, point.params, point.key, samples
-      )
-    )
-  if isinstance(curvature, str) and curvature == "gauss_newton_bartlett":
-    return Source(
-      lambda point: diagonal.gauss_newton_bartlett_diagonal(
-        point.logits_fn, point.params, point.key, samples
+      lambda point: estimate(
+        getattr(point, reads), point.params, point.key, samples
       ),
-      needs=("logits_fn",),
+      needs=(reads,),
     )
   if callable(curvature):
     return Source(lambda point: _like(curvature(point), point.params))
@@ -75,7 +70,7 @@ def make_source(curvature, samples: int) -> Source:
 
 
 def at_both(source: Source, before, point: CurvaturePoint):
-  """The curvature at `before` and at `point`, by one key, compiled once."""
+  """The curvature at `before` and at `point`, with one key, compiled once."""
 
   def turn(carry, _):
     here, there, _, last = carry
@@ -88,7 +83,7 @@ def at_both(source: Source, before, point: CurvaturePoint):
 
 
 def require_arguments(source: Source, **arguments):
-  """Raises `ValueError` for what the source reads and was not passed."""
+  """Raises `ValueError` for what the source reads and did not get."""
   if "logits_fn" in source.needs and arguments["logits_fn"] is None:
     raise ValueError(
       'amos_router with curvature="gauss_newton_bartlett" needs logits_fn: '

@@ -1,7 +1,7 @@
 """From the groups' Lipschitz parameters to the optimizer of each group.
 
-Optimizers are counted from 0, the one for the least stable curvature, to the
-last, which everything has until there is an observation: where L = 0.
+Optimizer 0 is the one for the least stable curvature. The last has every group
+where L = 0, and so until there is an observation.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from gen_optax.amos.granularity import Granularity
 from gen_optax.helpers import trees
 from gen_optax.helpers.checks import is_known
 
-# Enough for an index of anything that one would combine.
+# Enough for as many optimizers as anyone would combine.
 CHOICE = jnp.int8
 MOST_OPTIMIZERS = 127
 
 
 class Evidence(NamedTuple):
-  """What a threshold may look at.
+  """What a threshold can read.
 
   Attributes:
     lipschitz: L of each parameter.
@@ -29,7 +29,7 @@ class Evidence(NamedTuple):
     diagonal: the curvature h.
     groups: L of each group.
     sizes: the number of parameters of each group.
-    key: a random key, another at each Hessian time.
+    key: a random key, a new one at each Hessian time.
     count: the number of calls before this one.
   """
 
@@ -50,7 +50,9 @@ def make_threshold(threshold, count: int):
     groups.
   """
   if callable(threshold):
-    return lambda seen, granularity: _indices(threshold(seen), seen, count)
+    return lambda evidence, granularity: _indices(
+      threshold(evidence), evidence, count
+    )
   rate = newton_rate(threshold)
   if rate is not None:
     if count != 2:
@@ -58,30 +60,30 @@ def make_threshold(threshold, count: int):
         'threshold="newton" decides between two optimizers, got '
         f"{count}: give {count - 1} ascending cuts or quantiles."
       )
-    return lambda seen, granularity: newton(seen, granularity, rate)
+    return lambda evidence, granularity: newton(evidence, granularity, rate)
   if isinstance(threshold, tuple) and threshold[:1] == ("quantile",):
     shares = _numbers(threshold[1:], count, "quantile", 0, 1)
-    return lambda seen, granularity: by_cuts(
-      seen.groups, quantiles(seen.groups, seen.sizes, shares)
+    return lambda evidence, granularity: by_cuts(
+      evidence.groups, quantiles(evidence.groups, evidence.sizes, shares)
     )
   cuts = _numbers((threshold,), count, "cut", 0, np.inf)
-  return lambda seen, granularity: by_cuts(seen.groups, cuts)
+  return lambda evidence, granularity: by_cuts(evidence.groups, cuts)
 
 
-def _indices(chosen, seen: Evidence, count: int):
-  """What a function chose, in range, or an error if it fits no groups."""
-  same = jax.tree.structure(chosen) == jax.tree.structure(seen.groups)
-  if not same:
+def _indices(chosen, evidence: Evidence, count: int):
+  """What a function chose, in range; an error if it does not fit the groups."""
+  got, groups = map(jax.tree.structure, (chosen, evidence.groups))
+  if got != groups:
     raise ValueError(
-      "threshold must return a tree of indices like the groups, "
-      f"{jax.tree.structure(seen.groups)}; got {jax.tree.structure(chosen)}."
+      f"threshold must return a tree of indices like the groups, {groups}; got "
+      f"{got}."
     )
   return jax.tree.map(
     lambda c, x: jnp.broadcast_to(jnp.clip(c, 0, count - 1), x.shape).astype(
       CHOICE
     ),
     chosen,
-    seen.groups,
+    evidence.groups,
   )
 
 
@@ -112,35 +114,33 @@ def by_cuts(groups, cuts):
   return jax.tree.map(choose, groups)
 
 
-def newton(seen: Evidence, granularity: Granularity, rate):
+def newton(evidence: Evidence, granularity: Granularity, rate):
   r"""Eq. 8 without a division, for a Newton step of any rate.
 
   .. math:: a^2 L |g| > 3 (2 - a) h^2
 
-  says that the step a g / h may raise the loss: a = 1 is the paper's. Where
-  g = 0 no step is taken, and the second optimizer keeps the parameter; where
-  h = 0 Newton's step has no length, and the first has it. Over a group both
-  sides are averaged, or with maxima the largest L meets the average of |g|.
+  Where this holds, the step a g / h may raise the loss; the paper has a = 1.
+  Where g = 0 there is no step, so the second optimizer keeps the parameter;
+  where h = 0 Newton's step has no length, so the first has it. Over a group
+  both sides are averaged; with maxima the largest L multiplies the mean of |g|.
   """
-  # Both sides go with the square of the loss's scale, which must not overflow.
-  dtype = trees.scalar_dtype(seen.diagonal)
-  size = trees.largest(seen.diagonal, dtype)
-  size = jnp.where(size > 0, size, trees.largest(seen.gradient, dtype))
+  # Both sides scale as the square of the loss, which must not overflow.
+  dtype = trees.scalar_dtype(evidence.diagonal)
+  size = trees.largest(evidence.diagonal, dtype)
+  size = jnp.where(size > 0, size, trees.largest(evidence.gradient, dtype))
   unit = 1 / jnp.where(size > 0, size, 1)
   rate = jnp.asarray(rate, dtype)
 
   def scaled(tree):
     return jax.tree.map(lambda x: jnp.abs(x) * unit.astype(x.dtype), tree)
 
-  size_of_g = scaled(seen.gradient)
+  lip, size_of_g = scaled(evidence.lipschitz), scaled(evidence.gradient)
   if granularity.by_maximum:
-    largest, mean = granularity.largest, granularity.mean
-    pairs = (largest(scaled(seen.lipschitz)), mean(size_of_g))
-    risk = jax.tree.map(jnp.multiply, *pairs)
+    largest = granularity.largest(lip)
+    risk = jax.tree.map(jnp.multiply, largest, granularity.mean(size_of_g))
   else:
-    lip = scaled(seen.lipschitz)
     risk = granularity.mean(jax.tree.map(jnp.multiply, lip, size_of_g))
-  squares = jax.tree.map(jnp.square, scaled(seen.diagonal))
+  squares = jax.tree.map(jnp.square, scaled(evidence.diagonal))
 
   def choose(risk, square):
     a = rate.astype(risk.dtype)
@@ -153,9 +153,9 @@ def newton(seen: Evidence, granularity: Granularity, rate):
 def quantiles(groups, sizes, shares) -> jax.Array:
   """The smallest L with at least each of `shares` of all parameters below it.
 
-  "Below" counts ties. By bisection on the bits of a number that is not
-  negative, which are ordered as the numbers are: each step counts, so that
-  nothing is sorted, concatenated or gathered.
+  "Below" counts ties. It bisects on the bits of numbers that are not negative,
+  which are ordered as the numbers are. Each step only counts, so that nothing
+  is sorted, concatenated or gathered.
 
   Args:
     groups: L of each group, at least 0.
@@ -180,11 +180,10 @@ def quantiles(groups, sizes, shares) -> jax.Array:
   shares = jnp.stack([jnp.asarray(share, dtype) for share in shares])
   infinity = jax.lax.bitcast_convert_type(jnp.asarray(jnp.inf, dtype), bits)
 
+  leaves = zip(jax.tree.leaves(groups), jax.tree.leaves(sizes), strict=True)
   pairs = [
     (x.astype(dtype), jnp.broadcast_to(size, x.shape).astype(dtype))
-    for x, size in zip(
-      jax.tree.leaves(groups), jax.tree.leaves(sizes), strict=True
-    )
+    for x, size in leaves
   ]
   total = sum((weight.sum() for _, weight in pairs), jnp.zeros((), dtype))
 
@@ -211,14 +210,11 @@ def quantiles(groups, sizes, shares) -> jax.Array:
 
 def _numbers(given, count: int, what: str, low, high) -> list[jax.Array]:
   """N - 1 ascending numbers from a number or a sequence of them."""
-  numbers = given[0] if len(given) == 1 else None
-  if isinstance(numbers, Sequence) and not isinstance(numbers, str):
-    numbers = list(numbers)
-  elif numbers is not None and not isinstance(numbers, str):
+  numbers = given[0] if len(given) == 1 and given[0] is not None else ()
+  if not isinstance(numbers, Sequence):
     numbers = [numbers] if jnp.ndim(numbers) == 0 else list(numbers)
-  right = isinstance(numbers, list) and len(numbers) == count - 1
-  known = [x for x in numbers or [] if is_known(x)] if right else []
-  right = right and all(
+  known = [x for x in numbers if is_known(x)]
+  right = len(numbers) == count - 1 and all(
     not isinstance(x, (str, bool)) and low <= x <= high for x in known
   )
   if not right or sorted(known) != known:
@@ -227,4 +223,4 @@ def _numbers(given, count: int, what: str, low, high) -> list[jax.Array]:
       f"threshold: {count} optimizers take {wanted} in [{low}, {high}] as "
       f"{what}{'s' if count > 2 else ''}, got {given!r}."
     )
-  return [jnp.asarray(x) for x in numbers or []]
+  return [jnp.asarray(x) for x in numbers]

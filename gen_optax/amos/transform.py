@@ -1,26 +1,27 @@
 """`amos_router`: each part of the parameters to the optimizer that suits it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from gen_optax.amos import sources, thresholds
-from gen_optax.amos.drift import Drift, lipschitz, no_drift, observe
 from gen_optax.amos.granularity import make_granularity
-from gen_optax.amos.members import frozen, run_all
+from gen_optax.amos.members import States, make_members, named
+from gen_optax.guards.scale import Scale, check, new_scale
 from gen_optax.helpers import trees
 from gen_optax.helpers.checks import is_known, require_leaves
 from gen_optax.helpers.lazy import run_if
 from gen_optax.helpers.trees import widen
 from gen_optax.oracle.closures import require
+from gen_optax.oracle.drift import Drift, no_drift, observe
 
-States = Literal["run_all", "frozen"]
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
-# A diagonal this many times as large as the last is looked at once more.
-ABSURD = 1e6
+# A diagonal this many times larger or smaller than usual is not believed at
+# once; as with PSGD's products.
+FAR = 1e8
 
 # Mixed into the seed, so that no other kind of stage draws the same numbers.
 _SALT = 0xA305
@@ -36,8 +37,8 @@ class AmosInfo(NamedTuple):
     lipschitz_quantiles: of L over the parameters, each counted with its group's
       L, at 10, 50, 90 and 99 %: shape (4,). Zero before the second Hessian.
     refreshed: whether this call was a Hessian time.
-    rejected: whether it should have been one, and something was not finite, or
-      the diagonal a million times as large as the last.
+    rejected: whether a Hessian time failed: something was not finite, or the
+      diagonal was far from its usual size.
     skipped: whether a step was withheld, because the gradient or what an
       optimizer made of it was not finite.
   """
@@ -56,6 +57,7 @@ class AmosRouterState(NamedTuple):
   Attributes:
     count: number of calls, int32.
     pending: whether a Hessian time failed and waits for the next call.
+    size: the running scale of the diagonal's largest entry.
     drift: the running average of Lipschitz parameters.
     choice: index of each group's optimizer, int8, a tree like the parameters
       with an array of groups at each leaf.
@@ -65,6 +67,7 @@ class AmosRouterState(NamedTuple):
 
   count: jax.Array
   pending: jax.Array
+  size: Scale
   drift: Drift
   choice: Any
   optimizers: tuple
@@ -90,40 +93,39 @@ def amos_router(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Gives each part of the parameters to the optimizer that suits it (AMOS).
 
-  On every `every`-th call, a Hessian time, it takes the curvature's diagonal h
-  and averages how fast that changes:
+  Every `every`-th call is a Hessian time: the router takes the curvature's
+  diagonal h and averages how fast it changes,
 
   .. math::
 
     L \leftarrow \alpha L + (1 - \alpha)
       \frac{|h(\theta) - h(\theta')|}{\epsilon + \|\theta - \theta'\|}
 
-  with theta' the point of the last Hessian time. Where L is large, curvature is
-  no guide and the first optimizers get the parameters; where it is small, the
-  last. They hold until the next Hessian time. At the first there is nothing to
-  compare with, so that up to the second every parameter has the last optimizer,
-  as with the paper's L = 0.
+  with theta' the point of the last Hessian time. Parameters with a large L,
+  where curvature is no guide, go to the first optimizers, those with a small L
+  to the last; they stay there until the next Hessian time. The first Hessian
+  time has nothing to compare with, so every parameter has the last optimizer
+  until the second, as with the paper's L = 0.
 
-  The difference is taken with one batch and one set of probes at both points.
-  (The paper subtracts estimates of different batches and probes, whose noise is
-  part of what it averages.)
+  Both points share one batch and one set of probes. (The paper subtracts
+  estimates of different batches and probes, and so averages their noise too.)
 
-  `"newton"` asks of Newton's step on each group whether it may raise the loss
-  (eq. 8): L |g| > 3 h^2. Averaged over tensors that is rarely so in small
-  networks, and nothing is routed; elements are, or take a quantile. A number
-  fits one network and one estimator only.
+  `"newton"` gives a group to the first optimizer where Newton's step on it may
+  raise the loss (eq. 8): L |g| > 3 h^2. In small networks that rarely holds for
+  averages over tensors, and nothing is routed: route elements, or take a
+  quantile. A number fits one network and one estimator only.
 
   Args:
-    optimizers: two or more complete optax optimizers, as a sequence or a dict
-      in order: first the one for the least stable curvature (first order), last
+    optimizers: two or more complete optax optimizers, as a sequence or an
+      ordered dict, from the one for the least stable curvature (first order) to
       the one for the most stable (second order).
     curvature: the source of h. "hutchinson": probes through `value_fn`.
       "gauss_newton_bartlett": of a mean cross-entropy, reads `logits_fn`. A
       function from `gen_optax.amos.CurvaturePoint` to a tree like its
       parameters. ("state", field): a field of the last optimizer's state, such
-      as Sophia's "nu"; no products, and the difference is one of old estimates.
-    samples: probes of the first two, at least 1. Their noise makes L too large
-      and h^2 as well.
+      as Sophia's "nu"; it costs no products, but subtracts old estimates.
+    samples: probes of the first two, at least 1. Noise makes both L and h^2 too
+      large.
     granularity: what is routed together. "tensor_mean", "tensor_max": a leaf,
       with the mean or the maximum of its L. ("chunk", size): that many
       consecutive entries of a leaf (the last chunk may be shorter). "element":
@@ -131,23 +133,23 @@ def amos_router(
       parameters to one, as in `optax.partition`: all leaves of a label.
     threshold: "newton", or ("newton", rate) for a Newton step of that rate:
       L |g| rate^2 > 3 (2 - rate) h^2; for two optimizers. A number, or N - 1
-      ascending ones: L above the highest goes to the first optimizer, up to the
-      lowest to the last. ("quantile", q), or N - 1 ascending q in [0, 1]: cuts
-      below which that share of the parameters lies. A function from
+      ascending ones: L above the highest goes to the first optimizer, L up to
+      the lowest to the last. ("quantile", q), or N - 1 ascending q in [0, 1]:
+      cuts below which that share of the parameters lies. A function from
       `gen_optax.amos.Evidence` to a tree of indices like its `groups`.
     ema: alpha, in [0, 1).
     bias_correction: whether L is divided by the sum of the weights in it.
     every: Hessian times are the calls 0, `every`, 2 `every`, ...
-    states: "run_all": every optimizer sees every gradient, and what comes out
-      is selected. Nothing is saved; moments stay fresh. "frozen": each leaf is
-      updated by the optimizer that owns it and by no other, whose states for
-      that leaf stay as they were. For granularities that do not divide leaves,
-      and optimizers that do not look across them: global clipping and whatever
-      reads `value_fn` are refused.
+    states: "run_all": every optimizer sees every gradient, and the router picks
+      from their results: it saves no work and keeps all moments fresh.
+      "frozen": only the optimizer that owns a leaf updates it; the others keep
+      their states for it. It takes granularities that do not divide leaves and
+      optimizers that treat leaves apart; it refuses global clipping and
+      optimizers that read `value_fn`.
     seed: of the probes. Give each of several routers its own, and vmapped
       replicas a traced one.
-    eps: epsilon in the formula above, at least 0. The paper's; not needed,
-      since a point that has not moved is no observation.
+    eps: the paper's epsilon, at least 0. Not needed: a point that has not moved
+      is no observation.
 
   Under `optax.inject_hyperparams` the numbers and `seed` may be injected; name
   `samples`, and a `granularity`, `curvature` or `threshold` that is a function,
@@ -156,29 +158,31 @@ def amos_router(
   Returns:
     A transformation from gradients to steps that are added. Its `update` takes
     `params`, `value_fn`, the loss as a function of the parameters alone, and
-    with "gauss_newton_bartlett" `logits_fn`, likewise for the logits. The
-    updates must be the gradient of `value_fn`. Optimizers receive every extra
-    argument and `hessian_diagonal`, the last h (not with a field as curvature);
-    frozen ones only their leaf's part of that and of `grad`, and `value`.
+    with "gauss_newton_bartlett" `logits_fn`, the logits as a function of the
+    parameters alone. The updates must be the gradient of `value_fn`. Optimizers
+    receive every extra argument and, unless the curvature is a field,
+    `hessian_diagonal`, the last h. Frozen ones receive `value` and their leaf's
+    part of `hessian_diagonal` and `grad`.
 
   Raises:
     ValueError: on a wrong configuration, on a leaf that is not real, and on a
-      missing argument, with the line that mends the call.
+      missing argument, with the line that fixes the call.
 
   Cost: at Hessian times two curvature estimates, at the new and the old point:
   2 `samples` Hessian-vector products or gradients; none on other calls, under
   `jax.vmap` too. State: three copies of the parameters (the old point, h, L)
-  and the states of all optimizers. Routing spares the arithmetic and the memory
-  traffic of optimizers, if frozen, and nothing of the backward pass. On a mesh:
-  what the estimates send, and sixteen scalars at most for each sharded leaf, 19
-  where chunks and 22 where elements are routed. Chunks run across the axes: a
-  leaf that is not sharded along its first axis alone is gathered at Hessian
-  times, and its choices, int8, on every call.
+  and the states of all optimizers. Frozen optimizers spare arithmetic and
+  memory traffic; the backward pass costs the same. On a mesh: what the
+  estimates send, and at most 16 scalars for each sharded leaf, 19 with chunks
+  and 22 with elements. A leaf that is routed by chunks and is not sharded along
+  its first axis alone is gathered at Hessian times, and its choices, int8, on
+  every call.
 
   A gradient that is not finite is withheld from all optimizers. For one that is
   finite and absurd, wrap the router in `gen_optax.skip_implausible`. A diagonal
-  that is not finite, or a million times as large as the last, is refused, and
-  the next call looks again; where the last look was refused, size is no reason.
+  that is not finite, or whose largest entry is 1e8 times larger or smaller than
+  usual, is refused, and the next call takes another. If that is far from usual
+  too, it is used, and L starts anew.
 
   The paper's settings: `gen_optax.amos.PAPER`.
 
@@ -206,13 +210,15 @@ def amos_router(
     Optimizer selection based on function-proxy proximity, under review:
     Algorithm 2, eq. 8, appendices K and N.
   """
-  names, members = _members(optimizers)
+  names, given = named(optimizers)
+  last = len(given) - 1
   source = sources.make_source(curvature, samples)
   groups = make_granularity(granularity)
-  choose = thresholds.make_threshold(threshold, len(members))
+  choose = thresholds.make_threshold(threshold, len(given))
   _check(ema, bias_correction, every, states, eps)
-  team = _make_team(states, members, names, groups, granularity, source)
-  last = len(members) - 1
+  members = make_members(
+    states, given, names, groups, label=granularity, field=source.field
+  )
 
   def init_fn(params):
     require_leaves("amos_router", params)
@@ -225,13 +231,14 @@ def amos_router(
     none = jnp.zeros(len(QUANTILES), dtype)
     # An array for each: a donated state must not hold one twice.
     no = lambda: jnp.zeros((), bool)
-    shares = _shares(wide, choice, groups, len(members), dtype)
+    shares = groups.shares(wide, choice, len(given), dtype)
     return AmosRouterState(
       count=jnp.zeros((), jnp.int32),
       pending=no(),
-      drift=no_drift(wide),
+      size=new_scale(dtype),
+      drift=no_drift(wide, wide),
       choice=choice,
-      optimizers=team.init(params),
+      optimizers=members.init(params),
       info=AmosInfo(*shares, none, no(), no(), no()),
     )
 
@@ -248,138 +255,100 @@ def amos_router(
     sources.require_arguments(
       source, params=params, value_fn=value_fn, logits_fn=logits_fn
     )
-    dtype = state.drift.weight.dtype
     healthy = trees.is_finite(updates)
-    pending = state.pending | (state.count % every == 0)
+    due = state.pending | (state.count % every == 0)
+    no = jnp.zeros((), bool)
+    info = state.info._replace(refreshed=no, rejected=due & ~healthy)
 
-    def look(carry):
-      drift, choice, info, _ = carry
-      # What does not depend on a loop's carry is moved out of the loop by the
-      # compiler, to run on every step.
+    def refresh(carry):
+      # The compiler moves what does not depend on a loop's carry out of the
+      # loop, where it runs on every step.
       at, gradient, count, inner = jax.lax.optimization_barrier(
         (widen(params), widen(updates), state.count, state.optimizers[last])
       )
       key = jax.random.fold_in(jax.random.PRNGKey(seed), _SALT)
       key, rule_key = jax.random.split(jax.random.fold_in(key, count))
-      if source.field is None:
-        point = sources.CurvaturePoint(at, key, value_fn, logits_fn)
-        before, now = sources.at_both(source, drift.params, point)
-      else:
-        now = sources.read_field(source.field, inner, at)
-        before = drift.diagonal
-      new = observe(drift, at, now, before, ema, eps)
-      found = lipschitz(new, bias_correction)
-      sound = trees.is_finite((now, new.average))
-      usual = trees.largest(drift.diagonal, dtype)
-      absurd = (usual > 0) & (trees.largest(now, dtype) > ABSURD * usual)
-      # Where the last look was refused too, the curvature has changed indeed.
-      sound &= ~absurd | state.pending
-      new_choice, quantiles = _route(gradient, new, found, rule_key, count)
-      shares = _shares(at, new_choice, groups, len(members), dtype)
-      new_info = AmosInfo(*shares, quantiles, sound, ~sound, info.skipped)
-      old_info = info._replace(rejected=jnp.ones((), bool))
-      return trees.select(
-        sound,
-        (new, new_choice, new_info, jnp.zeros((), bool)),
-        (drift, choice, old_info, jnp.ones((), bool)),
-      )
+      point = sources.CurvaturePoint(at, key, value_fn, logits_fn)
+      usable, size, drift = measure(carry.size, carry.drift, point, inner)
+      routed = route(carry.info, gradient, drift, rule_key, count)
+      kept = (carry.drift, carry.choice, carry.info)
+      drift, choice, info = trees.select(usable, (drift, *routed), kept)
+      info = info._replace(refreshed=usable, rejected=~usable)
+      return _Routing(~usable, size, drift, choice, info)
 
-    def _route(gradient, drift, found, key, count):
-      by_group = groups.lipschitz(found)
-      sizes = groups.sizes(found)
-      seen = thresholds.Evidence(
-        *(found, gradient, drift.diagonal, by_group, sizes, key, count)
-      )
-      choice = choose(seen, groups)
-      choice = jax.tree.map(
-        lambda c: jnp.where(drift.weight > 0, c, jnp.full_like(c, last)), choice
-      )
-      return choice, thresholds.quantiles(by_group, sizes, QUANTILES)
-
-    no = jnp.zeros((), bool)
-    info = state.info._replace(refreshed=no, rejected=pending & ~healthy)
-    drift, choice, info, pending = run_if(
-      pending & healthy, look, (state.drift, state.choice, info, pending)
-    )
-
-    handed = dict(extra_args)
-    if value_fn is not None:
-      handed["value_fn"] = value_fn
-    if logits_fn is not None:
-      handed["logits_fn"] = logits_fn
+    routing = _Routing(due, state.size, state.drift, state.choice, info)
+    routing = run_if(due & healthy, refresh, routing)
+    handed = {"value_fn": value_fn, "logits_fn": logits_fn}
+    handed = {name: fn for name, fn in handed.items() if fn is not None}
     if source.field is None:
-      handed["hessian_diagonal"] = drift.diagonal
-    routed, after, sound = team.update(
+      handed["hessian_diagonal"] = routing.drift.curvature
+    choice, handed = routing.choice, extra_args | handed
+    routed, optimizers, finite = members.update(
       updates, state.optimizers, params, choice, healthy, handed
     )
     return routed, AmosRouterState(
       count=trees.increment(state.count),
-      pending=pending,
-      drift=drift,
+      pending=routing.pending,
+      size=routing.size,
+      drift=routing.drift,
       choice=choice,
-      optimizers=after,
-      info=info._replace(skipped=~sound),
+      optimizers=optimizers,
+      info=routing.info._replace(skipped=~finite),
+    )
+
+  def measure(size, drift, point, inner):
+    """Whether the diagonal is usable, its scale, and the drift with it."""
+    if source.field is None:
+      before, now = sources.at_both(source, drift.params, point)
+    else:
+      now = sources.read_field(source.field, inner, point.params)
+      before = drift.curvature
+    new = observe(drift, point.params, now, before, ema, eps)
+    dtype = drift.mean.weight.dtype
+    finite = trees.is_finite((now, new.mean.sum))
+    largest = jnp.where(finite, trees.largest(now, dtype), jnp.inf)
+    usable, restart, size = check(size, largest, above=FAR, below=1 / FAR)
+    none = optax.tree.zeros_like(new.mean)
+    mean = trees.select(restart, none, new.mean)
+    return usable, size, new._replace(mean=mean)
+
+  def route(info, gradient, drift, key, count):
+    """The choice that the drift asks for, and what to log of it."""
+    found = drift.lipschitz(bias_correction)
+    evidence = thresholds.Evidence(
+      lipschitz=found,
+      gradient=gradient,
+      diagonal=drift.curvature,
+      groups=groups.lipschitz(found),
+      sizes=groups.sizes(found),
+      key=key,
+      count=count,
+    )
+    choice = jax.tree.map(
+      lambda c: jnp.where(drift.mean.weight > 0, c, jnp.full_like(c, last)),
+      choose(evidence, groups),
+    )
+    dtype = drift.mean.weight.dtype
+    fractions, by_leaf = groups.shares(found, choice, len(given), dtype)
+    return choice, info._replace(
+      fractions=fractions,
+      leaf_fractions=by_leaf,
+      lipschitz_quantiles=thresholds.quantiles(
+        evidence.groups, evidence.sizes, QUANTILES
+      ),
     )
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _shares(params, choice, groups, count, dtype):
-  """Parts of all parameters, and of each leaf's, with each optimizer."""
-  rows = []
-  owned = jnp.zeros(count, dtype)
-  leaves, treedef = jax.tree.flatten(params)
-  for leaf, chosen, sizes in zip(
-    leaves,
-    treedef.flatten_up_to(choice),
-    treedef.flatten_up_to(groups.sizes(params)),
-    strict=True,
-  ):
-    mine = [
-      jnp.sum(jnp.where(chosen == i, sizes, 0).astype(dtype))
-      for i in range(count)
-    ]
-    rows.append(jnp.stack(mine) / max(leaf.size, 1))
-    owned = owned + jnp.stack(mine)
-  total = sum(leaf.size for leaf in leaves)
-  table = jnp.stack(rows) if rows else jnp.zeros((0, count), dtype)
-  return owned / max(total, 1), table
+class _Routing(NamedTuple):
+  """What a Hessian time renews, as in `AmosRouterState`."""
 
-
-def _members(optimizers):
-  """Names for messages, and the optimizers, all taking extra arguments."""
-  if isinstance(optimizers, Mapping):
-    pairs = list(optimizers.items())
-  elif isinstance(optimizers, optax.GradientTransformation):
-    pairs = [(0, optimizers)]
-  else:
-    pairs = list(enumerate(optimizers))
-  good = all(isinstance(tx, optax.GradientTransformation) for _, tx in pairs)
-  most = thresholds.MOST_OPTIMIZERS
-  if not good or not 2 <= len(pairs) <= most:
-    raise ValueError(
-      f"optimizers must be 2 to {most} optax optimizers, as a sequence or a "
-      f"dict in order, got {optimizers!r}."
-    )
-  names = [f"optimizers[{name!r}]" for name, _ in pairs]
-  return names, [optax.with_extra_args_support(tx) for _, tx in pairs]
-
-
-def _make_team(states, members, names, groups, granularity, source):
-  if states == "run_all":
-    return run_all(members, groups)
-  if not groups.whole_leaves:
-    raise ValueError(
-      'states="frozen" gives whole leaves to an optimizer; granularity='
-      f'{granularity!r} divides them. Use states="run_all".'
-    )
-  if source.field is not None:
-    raise ValueError(
-      'states="frozen" leaves the state of an optimizer that does not own a '
-      f"leaf: its {source.field!r} is no curvature then. Use "
-      'states="run_all" or another curvature.'
-    )
-  return frozen(members, names)
+  pending: jax.Array
+  size: Scale
+  drift: Drift
+  choice: Any
+  info: AmosInfo
 
 
 def _check(ema, bias_correction, every, states, eps):

@@ -25,6 +25,7 @@ from gen_optax.elmo.step import Eigenspaces, norm_in_space, same_space
 from gen_optax.helpers import trees
 from gen_optax.helpers.checks import is_known
 from gen_optax.oracle import hessian, line
+from gen_optax.oracle.drift import no_drift, observe
 
 
 class LipschitzOracle(NamedTuple):
@@ -189,24 +190,6 @@ def down_slopes(spaces: Eigenspaces):
   return trees.combine(spaces.vectors, jnp.where(alone[:, None], eye, weights))
 
 
-class DriftState(NamedTuple):
-  """State of `drift`.
-
-  Attributes:
-    params: where the Hessian was taken last.
-    values: its eigenvalues.
-    average: the running average, shape (k,).
-    weight: the sum of the weights in it.
-    seen: whether there has been a Hessian.
-  """
-
-  params: Any
-  values: jax.Array
-  average: jax.Array
-  weight: jax.Array
-  seen: jax.Array
-
-
 def drift(decay: float = 0.9) -> LipschitzOracle:
   r"""How far the eigenvalues have moved from one Hessian to the next.
 
@@ -243,35 +226,13 @@ def drift(decay: float = 0.9) -> LipschitzOracle:
     raise ValueError(f"decay must lie in [0, 1), got {decay!r}.")
 
   def init(params, k):
-    dtype = trees.scalar_dtype(params)
-    # A copy: the caller may donate state and parameters together.
-    where = jax.tree.map(jnp.copy, trees.widen(params))
-    return DriftState(
-      params=where,
-      values=jnp.zeros(k, dtype),
-      average=jnp.zeros(k, dtype),
-      weight=jnp.zeros((), dtype),
-      seen=jnp.zeros((), bool),
-    )
+    values = jnp.zeros(k, trees.scalar_dtype(params))
+    return no_drift(trees.widen(params), values)
 
   def estimate(spaces, state):
-    dtype = spaces.values.dtype
-    params = trees.widen(spaces.params)
-    moved = trees.norm(jax.tree.map(jnp.subtract, params, state.params), dtype)
-    # A step that was withheld says nothing.
-    observed = state.seen & (moved > 0)
-    slope = jnp.abs(spaces.values - state.values) / jnp.where(
-      moved > 0, moved, 1
-    )
-    a = jnp.asarray(decay, dtype)
-    average = jnp.where(
-      observed, a * state.average + (1 - a) * slope, state.average
-    )
-    weight = jnp.where(observed, a * state.weight + (1 - a), state.weight)
-    state = DriftState(
-      params, spaces.values, average, weight, jnp.ones((), bool)
-    )
-    return average / jnp.where(weight > 0, weight, 1), state, _none()
+    before, now = state.curvature, spaces.values
+    state = observe(state, trees.widen(spaces.params), now, before, decay)
+    return state.lipschitz(), state, _none()
 
   return LipschitzOracle(init, estimate)
 

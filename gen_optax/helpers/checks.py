@@ -13,7 +13,7 @@ def is_known(number) -> bool:
 def take_optimizer(
   name: str, optimizer
 ) -> optax.GradientTransformationExtraArgs:
-  """`optimizer`, taking extra arguments, or `ValueError` if it is none."""
+  """`optimizer`, taking extra arguments, or `ValueError` if it is not one."""
   if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
     raise ValueError(
       f"{name} must be an optax optimizer, as built by optax.adam(1.0), got "
@@ -33,7 +33,7 @@ def check_in(name: str, number, low: float, high: float):
 
 
 def check_not_negative(**numbers):
-  """Raises `ValueError` for the first that is; schedules pass."""
+  """Raises `ValueError` for the first negative number; schedules pass."""
   for name, number in numbers.items():
     if not callable(number) and is_known(number) and not number >= 0:
       raise ValueError(

@@ -82,9 +82,9 @@ def vdot_of_sizes(a, b, dtype) -> jax.Array:
 def total(terms, dtype) -> jax.Array:
   """The sum of all entries of real arrays.
 
-  A reduction is a kernel or two of its own, however small the array, and a
-  network has many small ones of one shape: those are added first. Small, since
-  XLA brings together what is sharded differently.
+  Small arrays of one shape are added first: a network has many, and a reduction
+  costs a kernel or two, however small. Large ones are not, since XLA gathers
+  what is sharded differently.
   """
   groups = {}
   for i, x in enumerate(terms):
@@ -119,26 +119,26 @@ def largest(tree, dtype) -> jax.Array:
   out = jnp.zeros((), dtype)
   for size in sizes:
     out = jnp.maximum(out, size.max(initial=0).astype(dtype))
-  # XLA's maximum of more than some thousand floats drops NaN on a CPU, and that
-  # of their bits takes two to nine times as long. A sum drops none.
+  # On a CPU XLA's maximum of more than a few thousand floats drops NaN. A sum
+  # drops none; a maximum of their bits takes two to nine times as long.
   return jnp.where(jnp.isnan(total(sizes, dtype)), jnp.nan, out)
 
 
 def l1_norm(tree, dtype) -> jax.Array:
-  """sum |x|, the cheapest pass that tells of every number."""
+  """sum |x|, the cheapest pass that sees every number."""
   return total([jnp.abs(x) for x in jax.tree.leaves(tree)], dtype)
 
 
 def is_finite(tree) -> jax.Array:
-  """Whether every number is, and the sum of their sizes too.
+  """Whether every number is finite, and the sum of their sizes too.
 
-  That overflows only where a gradient is absurd anyway.
+  The sum overflows only where a gradient is absurd anyway.
   """
   return jnp.isfinite(l1_norm(tree, scalar_dtype(tree)))
 
 
 def norm(tree, dtype) -> jax.Array:
-  """The global norm, of numbers too whose squares over- or underflow."""
+  """The global norm, right also where squares over- or underflow."""
   out = jnp.sqrt(vdot(tree, tree, dtype))
   info = jnp.finfo(dtype)
   # Below, more than the last digit of a square may be lost.
@@ -299,7 +299,7 @@ def multiply(tree, factor):
 
 
 def scale(tree, factor):
-  """`multiply`, with zeros for a zero factor where a leaf is NaN or infinite.
+  """`multiply`, but a factor of zero gives zeros even for NaN and infinity.
 
   A withheld step must not carry them on.
   """

@@ -41,8 +41,8 @@ def apply_leaf(groups, leaf, x):
   if len(groups) == 1 and groups[0].index is None:
     (group,), (rows,) = groups, leaf
     wide = x.astype(rows[0].dtype)
-    # Compilers fuse slices into one loop, and not rolls; but they would gather
-    # a sharded axis that is sliced, and exchange neighbours for a roll.
+    # Compilers fuse slices into one loop, but not rolls. On a sharded axis a
+    # slice would gather, where a roll exchanges neighbours.
     if group.stretched is not None and jax.device_count() == 1:
       return _apply_by_stretches(group.stretched, rows, wide)
     return _transposed(group, rows, _product(group, rows, wide))
@@ -76,7 +76,7 @@ def _transposed(group: Group, rows, y):
 def _solve_transposed(group: Group, rows, v) -> Any:
   """Q^{-T} v: cofactors of each entry's row over the determinant.
 
-  Seen from entry i, block entry p is S^p i and M[p, j] = Q[S^p i, S^j i].
+  Relative to entry i, block entry p is S^p i and M[p, j] = Q[S^p i, S^j i].
   """
   m = group.size
   if m > partitions.LARGEST_CLOSED_FORM:
@@ -135,7 +135,7 @@ class Move(NamedTuple):
 
 
 def gradient(group: Group, rows, v, h) -> Move:
-  """What a step is made of, from the leaves of a pair."""
+  """The parts of a step, from the leaves of a pair."""
   v, h = _take(group, v), _take(group, h)
   return Move(
     group=group,
@@ -192,8 +192,8 @@ def same_for_all(bounds):
 def step(move: Move, bound, learning_rate):
   """The rows after the step; as they were where the bound overflowed."""
   group = move.group
-  # Zero where the bound is infinite: not one factor of the step is larger than
-  # its root.
+  # Zero where the bound is infinite; each factor of the step is at most the
+  # bound's root.
   mu = learning_rate.astype(bound.dtype) / positive(bound)
   few = group.size <= 2 and bound.ndim
   changes = _few(move, mu) if few else _many(move, mu)

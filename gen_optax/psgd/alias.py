@@ -79,7 +79,7 @@ def psgd_diagonal(
     Example 1; Dauphin, de Vries and Bengio, Equilibrated adaptive learning
     rates for non-convex optimization, 2015 (ESGD).
   """
-  # One step for all entries: on networks their own steps follow the noise.
+  # One mu for all entries: on networks a mu for each follows the noise.
   preconditioner = diagonal(steps="global")
   return _psgd(preconditioner, learning_rate, weight_decay, mask, psgd_options)
 
@@ -95,14 +95,11 @@ def psgd_xmat(
   """PSGD with an X-shaped preconditioner: pairs (i, n - 1 - i).
 
   Args:
-    learning_rate: positive, or a schedule of the step count.
     scope: "leaf" or "global", see `gen_optax.psgd.xmat`.
-    weight_decay: at least 0, not preconditioned.
-    mask: which leaves decay, as in `optax.adamw`.
-    **psgd_options: the options of `scale_by_psgd`.
+    learning_rate, weight_decay, mask, **psgd_options: as in `psgd_diagonal`.
 
   Returns:
-    As `psgd_diagonal`, which see for the mathematics.
+    As `psgd_diagonal`, where the mathematics stand.
 
   Raises:
     ValueError: on a wrong option, and on a missing `value_fn` or `params`.
@@ -112,12 +109,10 @@ def psgd_xmat(
   Example:
 
     >>> import jax.numpy as jnp, gen_optax
-    >>> loss = lambda w: jnp.sum(jnp.array([1.0, 100.0]) * (w - 3.0) ** 2)
-    >>> tx = gen_optax.psgd_xmat(0.5)
-    >>> step = gen_optax.make_step(loss, tx, donate=False)
-    >>> w = jnp.zeros(2)
-    >>> bool(loss(step(w, tx.init(w)).params) < loss(w))
-    True
+    >>> tx, w = gen_optax.psgd_xmat(), jnp.ones(4)
+    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
+    >>> print([f"{x:.2f}" for x in step])
+    ['-0.05', '-0.05', '-0.05', '-0.05']
 
   References:
     Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
@@ -137,14 +132,11 @@ def psgd_butterfly(
   """PSGD with a butterfly preconditioner: pairs (i, i + n / 2).
 
   Args:
-    learning_rate: positive, or a schedule of the step count.
     scope: "leaf" or "global", see `gen_optax.psgd.butterfly`.
-    weight_decay: at least 0, not preconditioned.
-    mask: which leaves decay, as in `optax.adamw`.
-    **psgd_options: the options of `scale_by_psgd`.
+    learning_rate, weight_decay, mask, **psgd_options: as in `psgd_diagonal`.
 
   Returns:
-    As `psgd_diagonal`, which see for the mathematics.
+    As `psgd_diagonal`, where the mathematics stand.
 
   Raises:
     ValueError: on a wrong option, and on a missing `value_fn` or `params`.
@@ -154,12 +146,10 @@ def psgd_butterfly(
   Example:
 
     >>> import jax.numpy as jnp, gen_optax
-    >>> loss = lambda w: jnp.sum(jnp.array([1.0, 100.0]) * (w - 3.0) ** 2)
-    >>> tx = gen_optax.psgd_butterfly(0.5)
-    >>> step = gen_optax.make_step(loss, tx, donate=False)
-    >>> w = jnp.zeros(2)
-    >>> bool(loss(step(w, tx.init(w)).params) < loss(w))
-    True
+    >>> tx, w = gen_optax.psgd_butterfly(), jnp.ones(4)
+    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
+    >>> print([f"{x:.2f}" for x in step])
+    ['-0.05', '-0.05', '-0.05', '-0.05']
 
   References:
     Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
@@ -181,14 +171,11 @@ def psgd_lra(
   """PSGD with a low-rank approximation, the paper's LRA.
 
   Args:
-    learning_rate: positive, or a schedule of the step count.
     rank: r >= 0 of `gen_optax.psgd.low_rank`.
-    weight_decay: at least 0, not preconditioned.
-    mask: which leaves decay, as in `optax.adamw`.
-    **psgd_options: the options of `scale_by_psgd`.
+    learning_rate, weight_decay, mask, **psgd_options: as in `psgd_diagonal`.
 
   Returns:
-    As `psgd_diagonal`, which see for the mathematics.
+    As `psgd_diagonal`, where the mathematics stand.
 
   Raises:
     ValueError: on a wrong option, and on a missing `value_fn` or `params`.
@@ -198,12 +185,10 @@ def psgd_lra(
   Example:
 
     >>> import jax.numpy as jnp, gen_optax
-    >>> loss = lambda w: jnp.sum(jnp.array([1.0, 100.0]) * (w - 3.0) ** 2)
-    >>> tx = gen_optax.psgd_lra(0.5)
-    >>> step = gen_optax.make_step(loss, tx, donate=False)
-    >>> w = jnp.zeros(2)
-    >>> bool(loss(step(w, tx.init(w)).params) < loss(w))
-    True
+    >>> tx, w = gen_optax.psgd_lra(), jnp.ones(4)
+    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
+    >>> print([f"{x:.2f}" for x in step])
+    ['-0.05', '-0.05', '-0.05', '-0.05']
 
   References:
     Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
@@ -222,13 +207,10 @@ def psgd_dense(
   """PSGD with a dense preconditioner, for few parameters.
 
   Args:
-    learning_rate: positive, or a schedule of the step count.
-    weight_decay: at least 0, not preconditioned.
-    mask: which leaves decay, as in `optax.adamw`.
-    **psgd_options: the options of `scale_by_psgd`.
+    learning_rate, weight_decay, mask, **psgd_options: as in `psgd_diagonal`.
 
   Returns:
-    As `psgd_diagonal`, which see for the mathematics.
+    As `psgd_diagonal`, where the mathematics stand.
 
   Raises:
     ValueError: on a wrong option, and on a missing `value_fn` or `params`.
@@ -238,12 +220,10 @@ def psgd_dense(
   Example:
 
     >>> import jax.numpy as jnp, gen_optax
-    >>> loss = lambda w: jnp.sum(jnp.array([1.0, 100.0]) * (w - 3.0) ** 2)
-    >>> tx = gen_optax.psgd_dense(0.5)
-    >>> step = gen_optax.make_step(loss, tx, donate=False)
-    >>> w = jnp.zeros(2)
-    >>> bool(loss(step(w, tx.init(w)).params) < loss(w))
-    True
+    >>> tx, w = gen_optax.psgd_dense(), jnp.ones(4)
+    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
+    >>> print([f"{x:.2f}" for x in step])
+    ['-0.05', '-0.05', '-0.05', '-0.05']
 
   References:
     Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
@@ -263,14 +243,11 @@ def psgd_kron(
   """PSGD with Kronecker-factored preconditioners, the affine group.
 
   Args:
-    learning_rate: positive, or a schedule of the step count.
     max_size: axes longer than this have diagonal factors.
-    weight_decay: at least 0, not preconditioned.
-    mask: which leaves decay, as in `optax.adamw`.
-    **psgd_options: the options of `scale_by_psgd`.
+    learning_rate, weight_decay, mask, **psgd_options: as in `psgd_diagonal`.
 
   Returns:
-    As `psgd_diagonal`, which see for the mathematics.
+    As `psgd_diagonal`, where the mathematics stand.
 
   Raises:
     ValueError: on a wrong option, and on a missing `value_fn` or `params`.
@@ -280,12 +257,10 @@ def psgd_kron(
   Example:
 
     >>> import jax.numpy as jnp, gen_optax
-    >>> loss = lambda w: jnp.sum(jnp.array([1.0, 100.0]) * (w - 3.0) ** 2)
-    >>> tx = gen_optax.psgd_kron(0.5)
-    >>> step = gen_optax.make_step(loss, tx, donate=False)
-    >>> w = jnp.zeros(2)
-    >>> bool(loss(step(w, tx.init(w)).params) < loss(w))
-    True
+    >>> tx, w = gen_optax.psgd_kron(), jnp.ones(4)
+    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
+    >>> print([f"{x:.2f}" for x in step])
+    ['-0.05', '-0.05', '-0.05', '-0.05']
 
   References:
     Li, Preconditioner on matrix Lie group for SGD, 2019.

@@ -1,6 +1,6 @@
-r"""Block-diagonal Q over any partition: diagonal, XMat, butterfly and the rest.
+r"""Block-diagonal Q over any partition: diagonal, XMat, butterfly and others.
 
-One construction serves them all: a partition, and how the state is laid out.
+One construction serves them all: a partition and a layout of the state.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ class BlocksState(NamedTuple):
 def diagonal(
   *, normalizer: Normalizer = "second", steps: Steps = "block"
 ) -> Preconditioner:
-  r"""Diagonal Q: the solution that ESGD and AdaHessian average for.
+  r"""Diagonal Q: it tends to what ESGD and AdaHessian find by averaging.
 
   .. math::
 
@@ -59,7 +59,7 @@ def diagonal(
   Args:
     normalizer: see `blocks`.
     steps: "block" (default) gives each entry its own step, which fits a
-      noise-free Hessian many times faster and follows the noise of a batch: on
+      noise-free Hessian many times faster but follows a batch's noise: on
       networks take "global", or a tenth of the learning rate.
 
   Returns:
@@ -75,8 +75,7 @@ def diagonal(
     >>> import jax.numpy as jnp, gen_optax
     >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.diagonal())
     >>> w = jnp.ones(4)
-    >>> step, _ = tx.update(
-    ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
+    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
     >>> print([f"{x:.1f}" for x in step])
     ['0.5', '0.5', '0.5', '0.5']
 
@@ -100,10 +99,9 @@ def xmat(
   Blocks of two: entries i and n - 1 - i.
 
   Args:
-    scope: "leaf" flips each leaf by itself: nothing is gathered. "global" is
-      the paper's flip of all parameters as one vector, another group.
-    normalizer: see `blocks`.
-    steps: see `blocks`.
+    scope: "leaf" flips each leaf by itself and gathers nothing. "global" flips
+      all parameters as one vector, as in the paper: another group.
+    normalizer, steps: see `blocks`.
 
   Returns:
     A `Preconditioner` whose state is `PairState(a, b)`.
@@ -118,8 +116,7 @@ def xmat(
     >>> import jax.numpy as jnp, gen_optax
     >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.xmat())
     >>> w = jnp.ones(4)
-    >>> step, _ = tx.update(
-    ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
+    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
     >>> print([f"{x:.1f}" for x in step])
     ['0.5', '0.5', '0.5', '0.5']
 
@@ -147,8 +144,7 @@ def butterfly(
   Args:
     scope: "leaf" shifts each leaf by half its first axis of even length;
       "global" shifts all parameters as one vector.
-    normalizer: see `blocks`.
-    steps: see `blocks`.
+    normalizer, steps: see `blocks`.
 
   Returns:
     A `Preconditioner` whose state is `PairState(a, b)`.
@@ -163,8 +159,7 @@ def butterfly(
     >>> import jax.numpy as jnp, gen_optax
     >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.butterfly())
     >>> w = jnp.ones(4)
-    >>> step, _ = tx.update(
-    ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
+    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
     >>> print([f"{x:.1f}" for x in step])
     ['0.5', '0.5', '0.5', '0.5']
 
@@ -189,38 +184,38 @@ def blocks(
   .. math:: Q_b \leftarrow Q_b - \mu_b (A_b A_b' - B_b B_b') Q_b,
     \quad A_b = Q_b h_b, \; B_b = Q_b^{-T} v_b
 
-  Every group of Theorem 3.1 is this one over the orbits of its permutations;
-  what distinguishes subgroups with the same orbits is no part of the group.
-  (Where they do not act freely, as XMat with odd n, the theorem's parameters
-  are redundant; these are not.)
+  Every group of Theorem 3.1 is this one over the orbits of its permutations:
+  subgroups with the same orbits give the same group. (The theorem's parameters
+  are redundant where a subgroup does not act freely, as XMat with odd n; these
+  are not.)
 
   Args:
     partition: `cyclic(m)`, `neighbours(m)` or `orbits(*generators)` of
       `gen_optax.psgd.partitions`. Blocks of up to four entries are inverted in
-      closed form and keep to the leaf's sharding; larger ones are gathered and
+      closed form and keep the leaf's sharding; larger ones are gathered and
       solved.
     scope: "leaf" partitions each leaf, "global" all parameters as one vector.
     normalizer: "second": mu = learning rate / (|A|^2 + |B|^2), whose steps
       vanish at the optimum of a noise-free definite Hessian. "first": mu =
       learning rate / ||AA' - BB'||_2, whose steps never shrink, so that a noise
       floor stays (take a tenth of the learning rate).
-    steps: "global" (default) takes one mu for all, the least. "block" gives
-      each block its own, since the group is a direct sum: many times faster on
+    steps: "global" (default) takes the smallest mu for all blocks. "block"
+      gives each its own, since the group is a direct sum: many times faster on
       a noise-free Hessian, noisier on networks. "entry" is the paper's global
-      bound, over single entries of Q's gradient instead of blocks: not a bound
-      of the spectral norm, up to twice as long, safe below rate 0.5.
+      bound, over single entries of Q's gradient. It does not bound the spectral
+      norm, so steps are up to twice as long: safe below rate 0.5.
 
   Returns:
     A `Preconditioner` whose state is `BlocksState(q)`.
 
   Raises:
-    ValueError: on an unknown `scope`, `normalizer` or `steps`; at `init`, where
-      a generator does not fit a leaf.
+    ValueError: on an unknown `scope`, `normalizer` or `steps`; at `init`, if a
+      generator does not fit a leaf.
 
   Cost: m copies of the parameters. An update inverts each block of (m, m)
   numbers, `apply` multiplies by each twice. Where the entries of a pair lie on
-  two devices, the devices exchange their parts of the leaf: twice for each
-  call, and some eight times for an update; `neighbours` to both sides.
+  two devices, they exchange their parts of the leaf, twice in each call and
+  about eight times in an update; `neighbours` exchanges with both sides.
 
   Example:
 
@@ -228,8 +223,7 @@ def blocks(
     >>> from gen_optax.psgd import blocks, neighbours
     >>> tx = gen_optax.scale_by_psgd(blocks(neighbours(2)))
     >>> w = jnp.ones(4)
-    >>> step, _ = tx.update(
-    ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
+    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
     >>> print([f"{x:.1f}" for x in step])
     ['0.5', '0.5', '0.5', '0.5']
 
@@ -241,7 +235,7 @@ def blocks(
 
 
 class _Layout(NamedTuple):
-  """Between a state and, for each leaf, its groups' (a_0, ..., a_{m-1})."""
+  """From a state to each leaf's groups' (a_0, ..., a_{m-1}), and back."""
 
   read: Callable[[Any, jax.tree_util.PyTreeDef], list]
   write: Callable[[list, jax.tree_util.PyTreeDef], Any]

@@ -31,7 +31,7 @@ def dense(
 
   Args:
     triangular: whether Q is upper triangular; the step is then the upper
-      triangle of A A' - B B'. It reaches any P too, with a cheaper inverse.
+      triangle of A A' - B B'. It reaches any P too; its inverse is cheaper.
     normalizer: "second" (default): mu = learning rate / (|A|^2 + |B|^2);
       "first": learning rate / ||A A' - B B'||_2. See `blocks`.
 
@@ -50,8 +50,7 @@ def dense(
     >>> import jax.numpy as jnp, gen_optax
     >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.dense())
     >>> w = jnp.ones(4)
-    >>> step, _ = tx.update(
-    ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
+    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
     >>> print([f"{x:.1f}" for x in step])
     ['0.5', '0.5', '0.5', '0.5']
 

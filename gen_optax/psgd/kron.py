@@ -35,8 +35,9 @@ class KronState(NamedTuple):
 
 
 class Factors(NamedTuple):
-  """Of one leaf: `by_axis` holds for each axis of length m an upper triangular
-  matrix of shape (m, m) or a diagonal of shape (m,); one number for a number.
+  """Factors of one leaf: `by_axis` holds for each axis of length m an upper
+  triangular matrix of shape (m, m) or a diagonal of shape (m,), and for a
+  scalar leaf one number.
   """
 
   by_axis: tuple[jax.Array, ...]
@@ -49,8 +50,7 @@ def kron(
 
   .. math:: P(G) = Q_1' Q_1 G Q_2' Q_2, \quad Q_i \text{ upper triangular}
 
-  Leaves of more axes have a factor for each, vectors one, numbers a diagonal.
-  Each leaf has its own step.
+  A leaf has a factor for each of its axes, and steps of its own.
 
   Args:
     max_size: axes longer than this have a diagonal factor, at least 0.
@@ -62,7 +62,8 @@ def kron(
     A `Preconditioner` whose state is `KronState(q)`.
 
   Raises:
-    ValueError: `max_size` is no length, or on an unknown `normalizer`.
+    ValueError: `max_size` is not an integer of at least 0, or `normalizer` is
+      unknown.
 
   Cost: m^2 numbers for each axis of length m. An update takes two products with
   each factor, one inverse and two Gram matrices of each; `apply` two products.
@@ -75,8 +76,7 @@ def kron(
     >>> import jax.numpy as jnp, gen_optax
     >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.kron())
     >>> w = jnp.ones(4)
-    >>> step, _ = tx.update(
-    ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
+    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
     >>> print([f"{x:.1f}" for x in step])
     ['0.5', '0.5', '0.5', '0.5']
 
@@ -209,7 +209,7 @@ def _gram(x, axis):
 
 
 def _norm(matrix):
-  """The spectral norm, from below: one product with the longest row."""
+  """A lower bound of the spectral norm, by a product with the longest row."""
   rows = jnp.sum(matrix**2, axis=1)
   row = matrix[jnp.argmax(rows)]
   row = row / positive(jnp.linalg.norm(row))

@@ -30,14 +30,15 @@ from gen_optax.psgd.preconditioner import (
   positive,
 )
 
-# The factors are balanced, and the Gram matrices computed anew, every so often.
+# After so many updates the Gram matrices are computed anew and the factors
+# balanced.
 BALANCE_EVERY = 50
 BALANCE_STEPS = 10
 BALANCE_RATE = 0.1
 
-# Of so many rows of a large leaf a sum is written out, and fuses with the terms
-# beside it: that spares two temporary copies. It compiles slowly, of more rows
-# and of many leaves.
+# A sum of at most so many rows of a large leaf is written out: it fuses with
+# the terms beside it, which spares two temporary copies. More rows, or many
+# leaves, would compile slowly.
 FUSED_RANK = 16
 
 
@@ -46,7 +47,7 @@ class LowRankState(NamedTuple):
 
   Attributes:
     u: U, for each leaf r rows of its shape.
-    v: V, likewise.
+    v: V, in the same layout.
     d: a tree like the parameters.
     uu: U'U, of shape (r, r).
     vv: V'V.
@@ -72,10 +73,10 @@ def low_rank(
 
   Fits both tails of the spectrum, large and small. Each update moves d and, at
   random, U or V. U and V are determined only up to (U G^{-1}, V G') with any
-  invertible G; left alone that drifts until I + V'U is singular, so every 50
-  updates G is chosen to bring U'U and V'V together, which leaves Q unchanged.
-  (The paper knows of rotations G only.) Leaf by leaf and as one vector are the
-  same: only inner products cross leaves.
+  invertible G. Left alone, G drifts until I + V'U is singular, so every 50
+  updates balance the factors: they take the G that brings U'U and V'V together,
+  which leaves Q unchanged. (The paper considers rotations only.) Only inner
+  products cross leaves, so the tree behaves as one vector.
 
   Args:
     rank: r >= 0, clipped to the number of parameters; 0 is the diagonal group
@@ -99,8 +100,7 @@ def low_rank(
     >>> import jax.numpy as jnp, gen_optax
     >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.low_rank(rank=2))
     >>> w = jnp.ones(4)
-    >>> step, _ = tx.update(
-    ...   2 * w, tx.init(w), w, value_fn=lambda w: jnp.sum(w**2))
+    >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
     >>> print([f"{x:.1f}" for x in step])
     ['0.5', '0.5', '0.5', '0.5']
 
@@ -117,7 +117,7 @@ def low_rank(
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     r = min(rank, size)
     dtype = trees.scalar_dtype(params)
-    # Both at zero is a fixed point of their steps.
+    # U = V = 0 would be a fixed point of their steps.
     width = (max(size, 1) * (rank + 10)) ** -0.5
     u_key, v_key = jax.random.split(key)
     u, v = (_random_rows(k, params, r, width) for k in (u_key, v_key))
@@ -231,7 +231,7 @@ def _update(state, vector, hvp, learning_rate, key, normalizer):
 
   coin = jax.random.bernoulli(key)
   state = state._replace(d=d, count=state.count + 1)
-  # Loops of one trip write in place, and only one of U and V.
+  # Loops of one trip write in place, and write only one of U and V.
   state = run_if(usable & coin, step_u, state)
   state = run_if(usable & ~coin, step_v, state)
   return run_if(
@@ -243,7 +243,7 @@ def _step_d(d, vector, hvp, ph, pv, rate, normalizer):
   """d <- d - mu d (P h h - v P^{-1} v); `ph` is P h / d and `pv` d P^{-1} v."""
   gradient = lambda d, v, h, ph, pv: d * ph * h - v * pv / d
   if normalizer == "second":
-    # Cauchy and Schwarz bound each entry, and its second derivative.
+    # Bounds each entry, by Cauchy and Schwarz, and its second derivative.
     size = lambda d, v, h, ph, pv: (
       jnp.sqrt((d * ph) ** 2 + v**2) * jnp.sqrt(h**2 + (pv / d) ** 2)
     )
@@ -252,10 +252,8 @@ def _step_d(d, vector, hvp, ph, pv, rate, normalizer):
   sizes = jax.tree.map(size, d, vector, hvp, ph, pv)
   largest = trees.largest(sizes, rate.dtype)
   mu = rate / positive(largest)
-  moved = jax.tree.map(
-    lambda d, *rest: d - mu.astype(d.dtype) * d * gradient(d, *rest),
-    *(d, vector, hvp, ph, pv),
-  )
+  move = lambda d, *pair: d - mu.astype(d.dtype) * d * gradient(d, *pair)
+  moved = jax.tree.map(move, d, vector, hvp, ph, pv)
   return moved, jnp.isfinite(largest)
 
 
@@ -263,8 +261,8 @@ def _balance(state: LowRankState) -> LowRankState:
   """(U, V) <- (U L, V L^{-T}), which leaves U V' as it is.
 
   L is found on the Gram matrices alone, by a few small steps that bring U'U and
-  V'V together. They are balanced up to a common rotation, which is taken such
-  that L is lower triangular: then rows are replaced one by one, in place.
+  V'V together. A common rotation is left free; it is chosen to make L lower
+  triangular, so that rows can be replaced one by one, in place.
   """
   r, dtype = len(state.vu), state.vu.dtype
   eye = jnp.eye(r, dtype=dtype)
@@ -282,8 +280,8 @@ def _balance(state: LowRankState) -> LowRankState:
     0, BALANCE_STEPS, step, (eye, state.uu, state.vv)
   )
   lower = jnp.linalg.cholesky(total @ total.T)
-  # A rank-deficient factor may have no balance: then nothing moves. V'U is also
-  # asked: read after U and V are overwritten, it would have XLA keep copies.
+  # A rank-deficient factor may have no balance: then nothing moves. V'U is read
+  # here, since XLA would copy U and V to read it after they are overwritten.
   finite = jnp.isfinite(lower).all() & jnp.isfinite(state.vu).all()
   lower = jnp.where(finite, lower, eye)
   back = jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
@@ -301,11 +299,11 @@ def _balance(state: LowRankState) -> LowRankState:
 
 def _measure(state: LowRankState) -> LowRankState:
   """The Gram matrices anew, so that their rounding does not add up."""
-  if not len(state.vu):  # There is no row to trace the map with.
+  if not len(state.vu):  # The map would have no row to trace.
     return state
 
   def gram(rows, others):
-    # Row by row of `others`: CPUs multiply flat matrices slowly.
+    # One row of `others` at a time: CPUs multiply flat matrices slowly.
     column = lambda k: trees.project(
       rows, jax.tree.map(lambda x: x[k], others), state.vu
     )
@@ -331,7 +329,7 @@ def _combine(rows, weights):
 
 
 def _replace_rows(rows, weights):
-  """Row k <- sum_j weights_kj row_j for k = 0, 1, ..., one after the other."""
+  """Row k <- sum_j weights_kj row_j for k = 0, 1, ..., one after another."""
 
   def step(k, rows):
     new = trees.combine(rows, weights[k])

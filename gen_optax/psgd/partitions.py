@@ -2,7 +2,7 @@
 
 Theorem 3.1 of the PSGD paper builds a Lie group from a subgroup K of the
 permutations. Its elements are exactly the block-diagonal matrices over the
-orbits of K, each block any invertible matrix, so a partition says all.
+orbits of K, each block any invertible matrix: the partition is all it takes.
 
 A block-diagonal matrix is kept as arrays a_0, ..., a_{m-1} of the shape of what
 it multiplies, with a_k[i] = Q[i, S^k i], where S goes to the next entry of the
@@ -29,12 +29,12 @@ class Group(NamedTuple):
   Attributes:
     size: m, the number of entries in a block.
     shift: `(x, k) -> S^k x`, the k-th next entry of the block, at each entry.
-    alone: masks of one axis each, broadcastable, that all hold at the entries
-      that are blocks of their own, S i = i; none where there are no such.
+    alone: masks of one axis each, broadcastable. An entry where all hold is a
+      block of its own, S i = i; empty if there is no such entry.
     index: which entries of the ravelled leaf these are, of shape (m, number of
       blocks); None: all, as they stand.
-    stretched: the axis that m equal stretches make up, one for each entry of
-      the blocks; None where they lie otherwise.
+    stretched: the axis that consists of m equal stretches, one for each entry
+      of a block; None for other layouts.
   """
 
   size: int
@@ -77,14 +77,14 @@ def cyclic(size: int) -> Partition:
   """Blocks {i, i + n/m, i + 2n/m, ...}; m = 2 is the butterfly.
 
   On a leaf of several axes n is the length of the first axis that m divides.
-  Where it divides none, the last entries of the longest are alone. Blocks of
-  more than four entries are cut from the ravelled leaf.
+  If m divides none, the last entries of the longest axis are blocks of their
+  own. Blocks of more than four entries are cut from the ravelled leaf.
 
   Args:
     size: m, the number of entries in a block, at least 1.
 
   Returns:
-    What `blocks` takes: from the shape of a leaf to its groups of blocks.
+    A function from the shape of a leaf to its groups of blocks, for `blocks`.
 
   Raises:
     ValueError: `size` is not a positive integer.
@@ -100,14 +100,16 @@ def cyclic(size: int) -> Partition:
   def groups(shape):
     if size > LARGEST_CLOSED_FORM:
       return _by_index(shape, size, lambda i: i.reshape(size, -1))
-    axis, stride, rest = _divide(shape, size, first=True)
+    axis, stride, remainder = _divide(shape, size, first=True)
 
     def shift(x, k):
       roll = lambda y: jnp.roll(y, -stride * k, axis)
-      return x if k == 0 else _on_full_blocks(x, axis, rest, roll)
+      return x if k == 0 else _on_full_blocks(x, axis, remainder, roll)
 
-    stretched = None if rest or size == 1 else axis
-    group = Group(size, shift, _last(shape, axis, rest), stretched=stretched)
+    stretched = None if remainder or size == 1 else axis
+    group = Group(
+      size, shift, _last(shape, axis, remainder), stretched=stretched
+    )
     return (group,)
 
   return groups
@@ -116,15 +118,15 @@ def cyclic(size: int) -> Partition:
 def neighbours(size: int) -> Partition:
   """Blocks {mi, mi + 1, ..., mi + m - 1} of entries side by side.
 
-  On a leaf of several axes they lie along the last axis that m divides. Where
-  it divides none, the last entries of the longest are alone. Blocks of more
-  than four entries are cut from the ravelled leaf.
+  On a leaf of several axes they lie along the last axis that m divides. If m
+  divides none, the last entries of the longest axis are blocks of their own.
+  Blocks of more than four entries are cut from the ravelled leaf.
 
   Args:
     size: m, the number of entries in a block, at least 1.
 
   Returns:
-    What `blocks` takes: from the shape of a leaf to its groups of blocks.
+    A function from the shape of a leaf to its groups of blocks, for `blocks`.
 
   Raises:
     ValueError: `size` is not a positive integer.
@@ -140,7 +142,7 @@ def neighbours(size: int) -> Partition:
   def groups(shape):
     if size > LARGEST_CLOSED_FORM:
       return _by_index(shape, size, lambda i: i.reshape(-1, size).T)
-    axis, _, rest = _divide(shape, size, first=False)
+    axis, _, remainder = _divide(shape, size, first=False)
 
     def shift(x, k):
       k = k % size
@@ -152,9 +154,9 @@ def neighbours(size: int) -> Partition:
         ahead, behind = jnp.roll(y, -k, axis), jnp.roll(y, size - k, axis)
         return jnp.where(place < size - k, ahead, behind)
 
-      return _on_full_blocks(x, axis, rest, within)
+      return _on_full_blocks(x, axis, remainder, within)
 
-    return (Group(size, shift, _last(shape, axis, rest)),)
+    return (Group(size, shift, _last(shape, axis, remainder)),)
 
   return groups
 
@@ -169,11 +171,11 @@ def orbits(
       generator[i], or functions from n to such an array.
 
   Returns:
-    A partition of leaves whose number of entries every generator fits.
+    A partition for leaves that every generator fits, for `blocks`.
 
   Raises:
-    ValueError: there is no generator; on a leaf, where one is no permutation of
-      its entries.
+    ValueError: there is no generator, or one is not a permutation of a leaf's
+      entries.
 
   Example:
 
@@ -232,7 +234,7 @@ def _rolled(index: np.ndarray) -> Group:
 
 
 def _by_index(shape, size, arrange) -> tuple[Group, ...]:
-  """Full blocks of the ravelled leaf, and what is left over one by one."""
+  """Full blocks of the ravelled leaf, and the remainder one by one."""
   entries = np.arange(int(np.prod(shape)))
   full = len(entries) // size * size
   parts = []
@@ -244,7 +246,7 @@ def _by_index(shape, size, arrange) -> tuple[Group, ...]:
 
 
 def _divide(shape, size, first):
-  """The axis for blocks of `size`, how many there are, how many are left."""
+  """The axis for blocks of `size`, the number of blocks, and the remainder."""
   if shape == ():
     return None, 0, 0
   axes = range(len(shape)) if first else reversed(range(len(shape)))
@@ -253,13 +255,13 @@ def _divide(shape, size, first):
   return axis, shape[axis] // size, shape[axis] % size
 
 
-def _on_full_blocks(x, axis, rest, move):
-  """`move` on the full blocks; the last `rest` entries stay."""
-  if axis is None or x.shape[axis] == rest:
+def _on_full_blocks(x, axis, remainder, move):
+  """`move` on the full blocks; the last `remainder` entries stay."""
+  if axis is None or x.shape[axis] == remainder:
     return x
-  if not rest:
+  if not remainder:
     return trees.keep_sharding(move, x)
-  full = x.shape[axis] - rest
+  full = x.shape[axis] - remainder
 
   def cut(x):
     head = jax.lax.slice_in_dim(x, 0, full, axis=axis)
@@ -269,15 +271,15 @@ def _on_full_blocks(x, axis, rest, move):
   return trees.keep_sharding(cut, x)
 
 
-def _last(shape, axis, rest) -> tuple[np.ndarray, ...]:
-  if axis is None or not rest:
+def _last(shape, axis, remainder) -> tuple[np.ndarray, ...]:
+  if axis is None or not remainder:
     return _everywhere(shape)
-  full = shape[axis] - rest
+  full = shape[axis] - remainder
   return (_along(shape, axis, np.arange(shape[axis]) >= full),)
 
 
 def _everywhere(shape) -> tuple[np.ndarray, ...]:
-  """A number is a block of its own."""
+  """A scalar leaf is a block of its own."""
   return (np.ones((), bool),) if shape == () else ()
 
 

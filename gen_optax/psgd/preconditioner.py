@@ -11,8 +11,8 @@ every structure takes the step
 
     Q <- Q - mu Proj(AA' - BB') Q
 
-with Proj the projection on its Lie algebra; the factor 2 is part of mu. Only P
-is determined, Q up to a rotation from the left.
+with Proj the projection on its Lie algebra; the factor 2 is part of mu. P is
+determined, Q only up to a rotation from the left.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,7 @@ class Preconditioner(NamedTuple):
 def spectral_norm(aa, bb, ab) -> jax.Array:
   """The largest |eigenvalue| of AA' - BB' from |A|^2, |B|^2 and A'B.
 
-  At least what rounding leaves of it where A = B or A = -B.
+  At least its rounding error, which is all that is left where A = B or A = -B.
   """
   # The root is of (|A|^2 - |B|^2)^2 + 4 (|A|^2 |B|^2 - (A'B)^2) >= 0.
   root = jnp.sqrt(jnp.maximum((aa + bb) ** 2 - 4 * ab**2, 0.0))

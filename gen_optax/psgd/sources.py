@@ -27,9 +27,13 @@ def draw(key: jax.Array, params, kind: Vector):
   return trees.random_like(key, params, sample)
 
 
-def exact_product(value_fn, params, vector):
-  """H v."""
-  return hvp(value_fn, params, vector)[1]
+def product(pairs: Pairs, vector, value_fn, params, grad, updates):
+  """h for a random tree v."""
+  if pairs == "whitening":
+    return widen(updates)
+  if pairs == "hvp":
+    return hvp(value_fn, params, vector)[1]
+  return gradient_difference(value_fn, params, grad, vector)
 
 
 def gradient_difference(value_fn, params, grad, vector):
@@ -50,9 +54,9 @@ def gradient_difference(value_fn, params, grad, vector):
 def condition(vector, hvp, size: jax.Array):
   """The pair without zeros and without extremes: (c v, c (h + delta v)).
 
-  delta = eps max|h| adds to the Hessian what the product rounds away. An entry
-  that the loss does not depend on has h = 0: its row of Q would grow at every
-  step until it overflows.
+  delta = eps max|h| adds to the Hessian what the product rounds away. Without
+  it, Q would grow until it overflows in rows where h = 0: those of entries that
+  the loss does not depend on.
 
   c = max|h|^{-1/2} brings A and B to order one. The step does not depend on c;
   without it, squares of A and B underflow for losses of scale 1e-20.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from gen_optax.guards.scale import Scale, check, new_scale
-from gen_optax.helpers import trees
+from gen_optax.helpers import mean, trees
 from gen_optax.helpers.checks import is_known, require_leaves
 from gen_optax.helpers.lazy import run_if
 from gen_optax.helpers.trees import widen
@@ -31,11 +31,11 @@ class PsgdInfo(NamedTuple):
 
   Attributes:
     updated: bool, whether the preconditioner took a step.
-    rejected: bool, whether a pair was drawn and not used: not finite, zero, or
-      of an absurd size.
+    rejected: bool, whether a pair was drawn and not used: it was zero, not
+      finite, or far from the usual size.
     skipped: bool, whether the gradient was withheld: it, or its preconditioned
-      form, was not finite, or it had an absurd size and momentum would remember
-      it.
+      form, was not finite, or it was far from the usual size and momentum would
+      remember it.
     norm: of the preconditioned gradient before clipping, in at least float32.
   """
 
@@ -54,11 +54,9 @@ class ScaleByPsgdState(NamedTuple):
       arrays in at least float32.
     scaled: whether Q has its initial scale, a bool scalar.
     product: the running scale of the products h.
-    momentum: the average of gradients, a tree like the parameters in at least
-      float32; None without momentum.
-    weight: the sum of the weights in `momentum`, 1 - b^t, a scalar in at least
-      float32.
-    gradient: that of the gradients; read with momentum alone.
+    momentum: the average of gradients in at least float32, a `Mean` of `sum`, a
+      tree like the parameters, and `weight`; None without momentum.
+    gradient: the running scale of the gradients; only momentum reads it.
     info: diagnostics.
   """
 
@@ -67,7 +65,6 @@ class ScaleByPsgdState(NamedTuple):
   scaled: jax.Array
   product: Scale
   momentum: Any
-  weight: jax.Array
   gradient: Scale
   info: PsgdInfo
 
@@ -102,23 +99,23 @@ def scale_by_psgd(
     preconditioner: the structure of Q: `gen_optax.psgd.diagonal()`, `xmat()`,
       `butterfly()`, `blocks(partition)`, `low_rank(rank)`, `dense()`, `kron()`.
     precond_learning_rate: step on the group, in (0, 1), or a schedule of the
-      count. Constant, P of an indefinite or noisy Hessian keeps errors of
-      several per cent: decay it where that matters.
+      count. A constant leaves errors of several per cent in P where the Hessian
+      is indefinite or noisy: decay it where that matters.
     probability: of an update of Q in each call, in [0, 1], or a schedule of the
       count. Other calls draw nothing and evaluate nothing, under `jax.vmap`
       over replicas too.
     pairs: "hvp": exact products. "finite_difference": differences of
-      gradients, where forward mode is refused ("can't apply forward-mode" from
+      gradients, where JAX refuses forward mode ("can't apply forward-mode" from
       a custom_vjp or a hand-written kernel); needs `grad`. "whitening": the
-      gradient itself for h; no closure is asked, P tends to (E gg')^{-1/2}, and
-      steps have the size of Adam's: rates of one mode do not carry over to
-      another.
-    momentum: decay b of the average b m + (1 - b) g, bias corrected, that is
-      preconditioned; in [0, 1). None: 0, and 0.9 with "whitening".
+      gradient itself for h; it needs no closure, P tends to (E gg')^{-1/2}, and
+      steps have the size of Adam's, so that rates do not carry over from the
+      other modes.
+    momentum: decay b of the bias-corrected average b m + (1 - b) g that is
+      preconditioned; in [0, 1). None: 0.9 with "whitening", else 0.
     init_scale: Q starts as this multiple of the identity, positive. None: the
       scale that fits the first pair that is finite and not zero.
-    clip_norm: the largest norm of the preconditioned gradient, positive; with
-      "whitening" its largest root mean square. None: not clipped.
+    clip_norm: the largest norm of the preconditioned gradient, or with
+      "whitening" its largest root mean square; positive. None: not clipped.
     vector: the distribution of v, "normal" or the cheaper "rademacher".
     seed: seed of all random numbers. Give each of several stages its own, and
       vmapped replicas a traced one.
@@ -133,17 +130,16 @@ def scale_by_psgd(
 
   Raises:
     ValueError: on a wrong configuration, and on a missing argument, with the
-      line that mends the call.
+      line that fixes the call.
 
   Cost: an update of Q takes one Hessian-vector product (two to three gradients;
   a second gradient with "finite_difference"; nothing with "whitening"), the
   random numbers and the group step. Every call multiplies by P. State: that of
   the preconditioner, and one copy of the parameters for momentum.
 
-  On a mesh: what the product sends, and nothing else where parameters are
-  replicated. Where they are sharded, besides, 15 scalars at most for each
-  leaf, and what the preconditioner says of itself. Only `dense`, `kron`, blocks
-  of more than four entries and `scope="global"` gather anything.
+  On a mesh: what the product sends. Sharded parameters add at most 15 scalars
+  for each leaf and what the preconditioner's docstring names. Only `dense`,
+  `kron`, blocks of more than four entries and `scope="global"` gather anything.
 
   Settings of the paper: `normalizer="first"` (and `steps="entry"` for `xmat`),
   `precond_learning_rate=0.01`, learning rate 0.01, and for delayed XOR
@@ -182,8 +178,9 @@ def scale_by_psgd(
   whitening = pairs == "whitening"
   if momentum is None:
     momentum = _WHITENING_MOMENTUM if whitening else 0.0
-  _check(precond_learning_rate, probability, pairs, momentum)
-  _check_sizes(init_scale, clip_norm, vector)
+  _check(precond_learning_rate, probability, momentum, init_scale, clip_norm)
+  _check_kind("pairs", pairs, sources.Pairs)
+  _check_kind("vector", vector, sources.Vector)
   keeps_momentum = not is_known(momentum) or momentum > 0
   always = (
     not callable(probability) and is_known(probability) and probability == 1
@@ -203,8 +200,7 @@ def scale_by_psgd(
       preconditioner=q,
       scaled=jnp.asarray(init_scale is not None),
       product=new_scale(dtype),
-      momentum=optax.tree.zeros_like(widen(params)) if keeps_momentum else None,
-      weight=jnp.zeros((), dtype),
+      momentum=mean.no_mean(widen(params), dtype) if keeps_momentum else None,
       gradient=new_scale(dtype),
       info=PsgdInfo(no(), no(), no(), jnp.zeros((), dtype)),
     )
@@ -217,102 +213,109 @@ def scale_by_psgd(
       require("scale_by_psgd", params=params, value_fn=value_fn)
     if pairs == "finite_difference":
       require("scale_by_psgd", grad=grad)
-    dtype = state.weight.dtype
     _, key = _keys(seed)
     coin_key, pair_key, group_key = jax.random.split(
       jax.random.fold_in(key, state.count), 3
     )
-    rate = jnp.asarray(_at(precond_learning_rate, state.count), dtype)
-    due = jnp.ones((), bool)
-    if not always:
-      chance = _at(probability, state.count)
-      due = jax.random.uniform(coin_key) < chance
+    due = is_due(coin_key, state.count)
 
     def fit(carry):
-      q, scaled, known, _ = carry
-      # Nothing of a pair depends on the carry, and what does not is moved out
-      # of a loop by the compiler, to run on every step.
+      # The compiler moves what does not depend on a loop's carry out of the
+      # loop, where it runs on every step.
+      given = (params, grad, updates, pair_key, group_key, carry.scaled)
       at, gradient, direction, v_key, q_key, scaled = (
-        jax.lax.optimization_barrier(
-          (params, grad, updates, pair_key, group_key, scaled)
-        )
+        jax.lax.optimization_barrier(given)
       )
       v = sources.draw(v_key, updates, vector)
-      if whitening:
-        h = widen(direction)
-      elif pairs == "hvp":
-        h = sources.exact_product(value_fn, at, v)
-      else:
-        h = sources.gradient_difference(value_fn, at, gradient, v)
-      size = trees.largest(h, dtype)
-      usable, restart, after = check(known, size, FAR, 1 / FAR)
-      usable = usable & (size > 0)
-      v, h = sources.condition(v, h, size)
-      # Q goes with the root of 1 / |h|.
-      factor = jnp.sqrt(known.usual / jnp.where(size > 0, size, 1))
-      if init_scale is None:
-        first = usable & ~scaled
-
-        def fitted(carry):
-          # Of a loop's carry, or the compiler moves it out, to every step.
-          _, *pair = jax.lax.optimization_barrier((carry, v, h))
-          return sources.initial_scale(*pair)
-
-        factor = run_if(first, fitted, factor)
-        restart = restart | first
-      q = run_if(
-        usable & restart, lambda q: preconditioner.rescale(q, factor), q
-      )
-      q = run_if(
-        usable, lambda q: preconditioner.update(q, v, h, rate, q_key), q
-      )
-      return q, scaled | usable, after, usable
+      h = sources.product(pairs, v, value_fn, at, gradient, direction)
+      carry = carry._replace(scaled=scaled)
+      return fit_pair(carry, v, h, state.count, q_key)
 
     no = jnp.zeros((), bool)
-    q, scaled, product, updated = run_if(
-      due, fit, (state.preconditioner, state.scaled, state.product, no)
+    fitted = run_if(
+      due, fit, _Fit(state.preconditioner, state.scaled, state.product, no)
+    )
+    average, momentum, gradient, healthy = remember(updates, state)
+    step = preconditioner.apply(fitted.preconditioner, average)
+    step, norm, healthy = limit(step, healthy, state.info.norm.dtype)
+    return optax.tree.cast_like(step, updates), ScaleByPsgdState(
+      count=trees.increment(state.count),
+      preconditioner=fitted.preconditioner,
+      scaled=fitted.scaled,
+      product=fitted.product,
+      momentum=momentum,
+      gradient=gradient,
+      info=PsgdInfo(fitted.updated, due & ~fitted.updated, ~healthy, norm),
     )
 
-    average, weight, gradient = state.momentum, state.weight, state.gradient
-    direction, healthy = updates, jnp.ones((), bool)
-    if keeps_momentum:
-      b = jnp.asarray(momentum, dtype)
-      size = trees.l1_norm(updates, dtype)
-      healthy, restart, gradient = check(gradient, size, FAR, 1 / FAR)
-      keep = jnp.where(restart, 0.0, 1.0).astype(dtype)
-      average = jax.tree.map(
-        lambda m, g: jnp.where(healthy, _mix(b, keep, m, g), m),
-        average,
-        updates,
-      )
-      weight = jnp.where(healthy, b * keep * weight + (1 - b), weight)
-      direction = trees.scale(average, 1 / jnp.where(weight > 0, weight, 1))
+  def is_due(key, count):
+    """Whether Q is updated in this call."""
+    if always:
+      return jnp.ones((), bool)
+    return jax.random.uniform(key) < _at(probability, count)
 
-    direction = preconditioner.apply(q, direction)
-    norm = trees.norm(direction, dtype)
+  def fit_pair(carry, v, h, count, key):
+    """One step of Q on the pair (v, h), if that is usable."""
+    dtype = carry.product.usual.dtype
+    size = trees.largest(h, dtype)
+    usable, restart, product = check(carry.product, size, FAR, 1 / FAR)
+    usable = usable & (size > 0)
+    v, h = sources.condition(v, h, size)
+    # Q goes with the root of 1 / |h|.
+    factor = jnp.sqrt(carry.product.usual / jnp.where(size > 0, size, 1))
+    if init_scale is None:
+      first = usable & ~carry.scaled
+
+      def first_scale(factor):
+        # Tied to the carry, or the compiler moves it out of the loop too.
+        _, *pair = jax.lax.optimization_barrier((factor, v, h))
+        return sources.initial_scale(*pair)
+
+      factor = run_if(first, first_scale, factor)
+      restart = restart | first
+    rate = jnp.asarray(_at(precond_learning_rate, count), dtype)
+    q = carry.preconditioner
+    q = run_if(usable & restart, lambda q: preconditioner.rescale(q, factor), q)
+    q = run_if(usable, lambda q: preconditioner.update(q, v, h, rate, key), q)
+    return _Fit(q, carry.scaled | usable, product, usable)
+
+  def remember(updates, state):
+    """The average of gradients with this one, unless it is far from usual."""
+    if not keeps_momentum:
+      return updates, state.momentum, state.gradient, jnp.ones((), bool)
+    old, scale = state.momentum, state.gradient
+    size = trees.l1_norm(updates, scale.usual.dtype)
+    healthy, restart, scale = check(scale, size, FAR, 1 / FAR)
+    new = trees.select(restart, optax.tree.zeros_like(old), old)
+    new = trees.select(healthy, mean.include(new, updates, momentum), old)
+    # Times one reciprocal, where `mean.value` would divide every entry.
+    average = trees.scale(new.sum, 1 / jnp.where(new.weight > 0, new.weight, 1))
+    return average, new, scale, healthy
+
+  def limit(step, healthy, dtype):
+    """The step clipped, or zero where it is withheld."""
+    norm = trees.norm(step, dtype)
     healthy = healthy & jnp.isfinite(norm)
     factor = healthy.astype(dtype)
     if clip_norm is not None:
-      limit = jnp.asarray(clip_norm, dtype)
+      longest = jnp.asarray(clip_norm, dtype)
       if whitening:
-        limit = limit * _count(updates) ** 0.5
-      factor = factor * jnp.minimum(1.0, limit / jnp.where(norm > 0, norm, 1))
+        longest = longest * optax.tree.size(step) ** 0.5
+      factor = factor * jnp.minimum(1.0, longest / jnp.where(norm > 0, norm, 1))
     # A step that is neither clipped nor withheld is not written once more.
-    direction = run_if(
-      factor != 1, lambda step: trees.scale(step, factor), direction
-    )
-    return optax.tree.cast_like(direction, updates), ScaleByPsgdState(
-      count=trees.increment(state.count),
-      preconditioner=q,
-      scaled=scaled,
-      product=product,
-      momentum=average,
-      weight=weight,
-      gradient=gradient,
-      info=PsgdInfo(updated, due & ~updated, ~healthy, norm),
-    )
+    step = run_if(factor != 1, lambda step: trees.scale(step, factor), step)
+    return step, norm, healthy
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class _Fit(NamedTuple):
+  """What a pair changes, as in `ScaleByPsgdState`, and whether it did."""
+
+  preconditioner: Any
+  scaled: jax.Array
+  product: Scale
+  updated: jax.Array
 
 
 def _keys(seed):
@@ -324,42 +327,24 @@ def _at(rate: Rate, count):
   return rate(count) if callable(rate) else rate
 
 
-def _mix(decay, keep, average, x):
-  decay, keep = decay.astype(average.dtype), keep.astype(average.dtype)
-  return decay * keep * average + (1 - decay) * x.astype(average.dtype)
+def _check(precond_learning_rate, probability, momentum, init_scale, clip_norm):
+  def expect(name, given, is_good, wanted):
+    if is_known(given) and not is_good(given):
+      raise ValueError(f"{name} must {wanted}, got {given!r}.")
+
+  rate_is_good = lambda x: callable(x) or 0 < x < 1
+  chance_is_good = lambda x: callable(x) or 0 <= x <= 1
+  size_is_good = lambda x: x is None or 0 < x < float("inf")
+  wanted = "lie in (0, 1) or be a schedule"
+  expect("precond_learning_rate", precond_learning_rate, rate_is_good, wanted)
+  wanted = "lie in [0, 1] or be a schedule"
+  expect("probability", probability, chance_is_good, wanted)
+  expect("momentum", momentum, lambda x: 0 <= x < 1, "lie in [0, 1)")
+  wanted = "be positive and finite, or None"
+  expect("init_scale", init_scale, size_is_good, wanted)
+  expect("clip_norm", clip_norm, size_is_good, wanted)
 
 
-def _count(tree) -> int:
-  return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def _check(precond_learning_rate, probability, pairs, momentum):
-  if not callable(precond_learning_rate) and is_known(precond_learning_rate):
-    if not 0 < precond_learning_rate < 1:
-      raise ValueError(
-        "precond_learning_rate must lie in (0, 1) or be a schedule, got "
-        f"{precond_learning_rate!r}."
-      )
-  if not callable(probability) and is_known(probability):
-    if not 0 <= probability <= 1:
-      raise ValueError(
-        f"probability must lie in [0, 1] or be a schedule, got {probability!r}."
-      )
-  if pairs not in get_args(sources.Pairs):
-    raise ValueError(
-      f"pairs must be one of {get_args(sources.Pairs)}, got {pairs!r}."
-    )
-  if is_known(momentum) and not 0 <= momentum < 1:
-    raise ValueError(f"momentum must lie in [0, 1), got {momentum!r}.")
-
-
-def _check_sizes(init_scale, clip_norm, vector):
-  for name, size in (("init_scale", init_scale), ("clip_norm", clip_norm)):
-    if size is not None and is_known(size) and not 0 < size < float("inf"):
-      raise ValueError(
-        f"{name} must be positive and finite, or None, got {size!r}."
-      )
-  if vector not in get_args(sources.Vector):
-    raise ValueError(
-      f"vector must be one of {get_args(sources.Vector)}, got {vector!r}."
-    )
+def _check_kind(name, given, kinds):
+  if given not in get_args(kinds):
+    raise ValueError(f"{name} must be one of {get_args(kinds)}, got {given!r}.")

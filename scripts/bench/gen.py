@@ -35,6 +35,7 @@ import optax
 from tqdm import tqdm
 
 import gen_optax
+from gen_optax.gen import observe
 from scripts.bench import gen_tables, gpt2
 from scripts.bench.programs import (
   CYCLE,
