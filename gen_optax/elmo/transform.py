@@ -17,6 +17,7 @@ from gen_optax.elmo.spectrum import (
   no_spectrum,
 )
 from gen_optax.guards import undo
+from gen_optax.guards.scale import Scale, new_scale
 from gen_optax.helpers import trees
 from gen_optax.helpers.checks import is_known, require_leaves, take_optimizer
 from gen_optax.helpers.lazy import run_if
@@ -39,7 +40,7 @@ class ElmoInfo(NamedTuple):
     ratio: actual over predicted decrease of the last trial, 1 where both drown
       in rounding; 0 without the safeguard.
     rejections: trials that failed in this update.
-    belied: whether the loss had risen so far that the last step was undone.
+    reverted: whether the loss had risen so far that the last step was undone.
     evaluations: of the loss in this update, the oracle's included, derivatives
       not.
   """
@@ -49,7 +50,7 @@ class ElmoInfo(NamedTuple):
   accepted: jax.Array
   ratio: jax.Array
   rejections: jax.Array
-  belied: jax.Array
+  reverted: jax.Array
   evaluations: jax.Array
 
 
@@ -59,7 +60,7 @@ class ScaleByElmoState(NamedTuple):
   Attributes:
     count: number of calls, int32.
     sigma: what is added to every Lipschitz parameter.
-    length: how long steps have lately been; zero where that is not known.
+    length: running scale of the length of the steps.
     last: a `undo.Last`; None without the safeguard.
     spectrum: the eigenpairs. In the dense form with `every=1` its vectors are
       None.
@@ -72,7 +73,7 @@ class ScaleByElmoState(NamedTuple):
 
   count: jax.Array
   sigma: jax.Array
-  length: jax.Array
+  length: Scale
   last: Any
   spectrum: Spectrum
   known: jax.Array
@@ -111,14 +112,14 @@ def scale_by_elmo(
   not negated; a rate of 1 fits it, and is what is tried out.
 
   No oracle knows L over a whole step. So L = oracle + sigma, and each update
-  tries its step: where the loss falls by less than a tenth of what the model
+  tries its step. Where the loss falls by less than a tenth of what the model
   promises, or the step is five times as long as those before it, sigma is
-  raised, two- to eightfold, and the step tried anew; above nine tenths sigma is
-  halved. Behind a step that was cut for its length the next is free: two in a
-  row are believed. A loss that has risen by ten times what it usually changes
-  belies the step that led there: the update then undoes it, once, without a
-  trial. With the default oracle sigma is all there is: an adaptive cubic
-  regularisation that treats eigenspaces apart.
+  raised, two- to eightfold, and the step is tried anew. Above nine tenths sigma
+  is halved. After a step is shortened for its length, the next one is not
+  limited, because two long ones in a row are believed. If the loss has risen by
+  ten times what it usually changes, the update undoes the step that led there,
+  once and without a trial. With the default oracle sigma is all there is: an
+  adaptive cubic regularisation that treats eigenspaces apart.
 
   On a ridge or a saddle, where negative curvature has no slope, the step has a
   length and no side: see `saddle_sign`.
@@ -225,7 +226,7 @@ def scale_by_elmo(
     return ScaleByElmoState(
       count=zero(),
       sigma=jnp.array(sigma, dtype),
-      length=number(),
+      length=new_scale(dtype),
       last=undo.no_step(params, dtype) if safeguarded else None,
       spectrum=spectrum,
       known=no(),
@@ -313,11 +314,11 @@ def scale_by_elmo(
       own = jnp.max(jnp.asarray(lipschitz, dtype)) if fixed else 0
       local = with_rest(local, spectrum.rest, own)
     trial = trials.no_trial(local, state.sigma, evaluations)
-    belied = jnp.zeros((), bool)
+    reverted = jnp.zeros((), bool)
     if safeguarded:
-      belied = healthy & undo.is_belied(state.last, value)
+      reverted = healthy & undo.is_reverted(state.last, value)
       trial = trials.run(
-        *(local, value, trial, healthy & ~belied, state.length),
+        *(local, value, trial, healthy & ~reverted, state.length),
         *(saddle_sign, max_step, max_rejections),
       )
     else:
@@ -327,7 +328,7 @@ def scale_by_elmo(
     last = None
     if safeguarded:
       back = jax.tree.map(jnp.subtract, state.last.params, params)
-      move = trees.select(belied, back, move)
+      move = trees.select(reverted, back, move)
       last = undo.remember(state.last, params, value, trial.accepted)
     kept = None
     if complement is not None:
@@ -337,7 +338,7 @@ def scale_by_elmo(
     return move, ScaleByElmoState(
       count=trees.increment(state.count),
       sigma=trial.sigma,
-      length=trials.usual_length(state.length, local, trial),
+      length=trials.learn_length(state.length, local, trial),
       last=last,
       spectrum=spectrum,
       known=is_complete,
@@ -350,7 +351,7 @@ def scale_by_elmo(
         accepted=trial.accepted,
         ratio=trial.ratio,
         rejections=trial.rejections,
-        belied=belied,
+        reverted=reverted,
         evaluations=trial.evaluations,
       ),
     )

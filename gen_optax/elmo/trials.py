@@ -7,6 +7,8 @@ import jax.numpy as jnp
 
 from gen_optax.elmo import step
 from gen_optax.elmo.local import Local
+from gen_optax.guards.scale import Scale, check, exceeds, new_scale
+from gen_optax.helpers import trees
 from gen_optax.helpers.lazy import run_if
 
 # A trial is accepted from this ratio of actual to predicted decrease on, and
@@ -22,7 +24,6 @@ MOST_RAISE = 8
 # however low the loss there: where the curvature turns negative, the length is
 # twice the eigenvalue over a sigma that has halved for many steps.
 MAX_GROWTH = 5.0
-SMOOTHING = 0.9
 # Sigma's range; the floor is in units of the largest |eigenvalue|.
 _FLOOR = 1e-8
 _CEILING = 1e30
@@ -93,18 +94,19 @@ def length(local: Local, moves, scale) -> jax.Array:
   return jnp.sqrt(jnp.sum(moves**2) + other**2)
 
 
-def usual_length(usual, local: Local, trial: Trials) -> jax.Array:
-  """Takes in the norm of a step that was taken and is not zero.
+def learn_length(scale: Scale, local: Local, trial: Trials) -> Scale:
+  """Takes in the norm of a step that was taken.
 
-  It goes up at once and comes down as an average does. A step that was cut
-  forgets it: where the next one is as long, two steps agree. Lengths that were
-  tiny once would else hold the run back for as long as it takes to regrow.
+  The scale goes up at once and comes down as an average does. A trial that was
+  refused for its length resets it: the next step is not limited, since if it is
+  as long, two agree. Otherwise lengths that were tiny once would hold the run
+  back for as long as they take to grow again.
   """
-  new = length(local, trial.moves, trial.scale).astype(usual.dtype)
-  mixed = SMOOTHING * usual + (1 - SMOOTHING) * new
-  taken = trial.accepted & (new > 0)
-  usual = jnp.where(taken, jnp.maximum(new, mixed), usual)
-  return jnp.where(trial.cut, 0.0, usual)
+  new = length(local, trial.moves, trial.scale).astype(scale.usual.dtype)
+  new = jnp.where(trial.accepted, new, 0.0)
+  _, _, after = check(scale, new, MAX_GROWTH)
+  after = after._replace(usual=jnp.maximum(after.usual, new))
+  return trees.select(trial.cut, new_scale(new.dtype), after)
 
 
 def run(
@@ -112,7 +114,7 @@ def run(
   before,
   start: Trials,
   pending,
-  usual,
+  usual: Scale,
   saddle_sign,
   max_step,
   tries,
@@ -124,7 +126,7 @@ def run(
     before: the loss at the parameters.
     start: from `no_trial`.
     pending: whether to try at all.
-    usual: from `usual_length`, zero where it is not known.
+    usual: running scale of the length of steps.
     saddle_sign: "probe" tries the sides of a saddle in turn.
     max_step: the largest norm of a step, or None.
     tries: how many rejections are too many.
@@ -134,15 +136,13 @@ def run(
   # take dozens of steps to come down.
   floor = jnp.minimum(_FLOOR * jnp.where(size > 0, size, 1), start.sigma)
 
-  longest = jnp.where(usual > 0, MAX_GROWTH * usual, jnp.inf)
-
   def body(carry):
     _, trial = carry
     moves, escape, scale, lipschitz = propose(
       local, trial.sigma, trial.scale, saddle_sign, max_step
     )
     moves = moves + trial.side * escape
-    far = length(local, moves, scale) > longest
+    far = exceeds(usual, length(local, moves, scale), MAX_GROWTH)
     after = run_if(
       ~far,
       lambda _: loss_at(local, moves, scale).astype(before.dtype),
