@@ -1,6 +1,7 @@
 """ELMO on bad numbers."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,9 @@ import optax
 import pytest
 
 import gen_optax
+from gen_optax.elmo import trials
 from gen_optax.guards import undo
+from gen_optax.guards.scale import new_scale
 
 FORMS = {
   "dense": {},
@@ -245,8 +248,36 @@ def test_what_is_no_reason_to_go_back():
   assert not reverted(at(last, 1.8, taken=False), 9.0)
   # One jump hardly changes what is usual, and no number nothing.
   assert at(last, 1e20).change.usual < 0.2
+  # A loss that does not change says nothing of what is usual.
+  assert at(last, last.value).change.usual == last.change.usual
   lost = at(last, np.nan, taken=False)
   assert lost.change.usual == last.change.usual and lost.value == last.value
+
+
+def test_which_length_is_usual():
+  """Up at once, down as an average; unknown after a trial that was too long."""
+  model = SimpleNamespace(norm=lambda moves, scale: moves * scale)
+  scale, found = new_scale(jnp.float32), []
+  for length, accepted, too_long in (
+    (1.0, True, False),
+    (4.0, True, False),
+    (1.0, True, False),
+    (9.0, False, False),
+    (0.0, True, False),
+    (3.0, True, True),
+    (0.0, False, False),
+    (1e3, True, False),
+  ):
+    trial = SimpleNamespace(
+      moves=jnp.float32(length),
+      scale=jnp.float32(1.0),
+      accepted=jnp.asarray(accepted),
+      too_long=jnp.asarray(too_long),
+    )
+    scale = trials.learn_length(scale, model, trial)
+    found.append(scale.usual)
+  expected = [1, 4, 3.7, 3.7, 3.7, 0, 0, 1e3]
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_noise_takes_no_step_back():

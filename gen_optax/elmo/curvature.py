@@ -1,6 +1,5 @@
 """The curvature that ELMO remembers between steps, and when it is renewed."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -31,27 +30,19 @@ class Curvature(NamedTuple):
   estimator: Any
 
 
-class Source(NamedTuple):
-  """Where a step's curvature comes from.
-
-  Attributes:
-    init: from parameters in at least float32.
-    find: `(state, point, healthy) -> (curvature, evaluations)` of a step.
-    stored: what of it the state keeps.
-  """
-
-  init: Callable[[Any], Curvature]
-  find: Callable[[Any, Point, jax.Array], tuple[Curvature, jax.Array]]
-  stored: Callable[[Curvature], Curvature]
-
-
-def make_source(
+def remembered(
   estimator: LipschitzEstimator,
   subspace: tuple[int, int] | None,
   order: int | None,
   every,
-) -> Source:
-  """The source for these arguments of `scale_by_elmo`."""
+):
+  """Three functions for these arguments of `scale_by_elmo`.
+
+  Returns:
+    init: from parameters in at least float32 to a `Curvature`.
+    find: `(state, point, healthy) -> (curvature, evaluations)` of a step.
+    stored: what of a step's curvature the state keeps.
+  """
   dense = subspace is None
   lazy = not is_known(every) or every > 1
   # A dense Hessian's vectors are many numbers, and are not read again.
@@ -108,4 +99,4 @@ def make_source(
     spectrum = curvature.spectrum._replace(vectors=None)
     return curvature._replace(spectrum=spectrum)
 
-  return Source(init, find, stored)
+  return init, find, stored

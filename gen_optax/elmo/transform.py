@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from gen_optax.elmo import trials
-from gen_optax.elmo.curvature import make_source
+from gen_optax.elmo.curvature import remembered
 from gen_optax.elmo.estimators import Lipschitz, is_constant, make_estimator
 from gen_optax.elmo.model import make_model, with_complement, with_optimizer
 from gen_optax.elmo.spectrum import (
@@ -213,7 +213,9 @@ def scale_by_elmo(
   check_integers(0, max_rejections=max_rejections)
   check_integers(1, every=every)
   dense = subspace is None
-  source = make_source(make_estimator(lipschitz), subspace, order, every)
+  init_curvature, find_curvature, stored = remembered(
+    make_estimator(lipschitz), subspace, order, every
+  )
   settings = trials.Settings(saddle_sign, max_step, max_rejections)
   if complement is not None:
     complement = take_optimizer("complement", complement)
@@ -223,7 +225,7 @@ def scale_by_elmo(
     if dense:
       params = _one_vector(params)[0]
     params = widen(params)
-    curvature = source.init(params)
+    curvature = init_curvature(params)
     dtype = trees.scalar_dtype(params)
     # Each leaf is an array of its own: a caller may donate the state.
     column = lambda: jnp.zeros_like(curvature.lipschitz)
@@ -271,7 +273,7 @@ def scale_by_elmo(
   def _update(point, state, extra_args):
     point, spent = _with_value(point, state.sigma.dtype)
     healthy = _is_finite(point, state.sigma.dtype)
-    curvature, more = source.find(state, point, healthy)
+    curvature, more = find_curvature(state, point, healthy)
     healthy = healthy & curvature.known
     # The slopes are of this gradient, however old the eigenpairs are.
     spaces = find_spaces(point, curvature.spectrum)
@@ -296,7 +298,7 @@ def scale_by_elmo(
       sigma=trial.sigma,
       length=trials.learn_length(state.length, model, trial),
       last=last,
-      **source.stored(curvature)._asdict(),
+      **stored(curvature)._asdict(),
       complement=trees.select(
         trial.accepted, complement_state, state.complement
       ),
