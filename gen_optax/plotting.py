@@ -5,7 +5,8 @@ scales here; half of the lines are docstrings.
 
 matplotlib is imported when a picture is drawn, so that `import gen_optax` works
 without it. Every function draws on the axes it is given, or on new ones, and
-returns them; `axes.figure.savefig(path)` writes the file.
+returns them; `axes.figure.savefig(path)` writes the file. All pictures stand in
+one file, however long, because they share colours, axes and one import.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,7 @@
 """ELMO on bad numbers."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ import pytest
 from running import assert_finite
 
 import gen_optax
+from gen_optax.elmo import trials
 from gen_optax.guards import undo
+from gen_optax.guards.scale import new_scale
 
 FORMS = {
   "dense": {},
@@ -175,12 +178,12 @@ def test_a_fall_without_bound_is_no_invitation(options):
     w, state, length = step(w, state, float(k == 6))
     lengths.append(length)
     if k < 6:  # steps that grow are the usual ones at once
-      np.testing.assert_allclose(state.length, length, rtol=1e-6)
+      np.testing.assert_allclose(state.length.usual, length, rtol=1e-6)
   assert state.info.accepted and state.info.rejections > 0
   assert max(lengths[:-1]) < lengths[-1] <= 5 * max(lengths[:-1])
-  assert state.length == 0  # the next is free
+  assert state.length.usual == 0  # the next is free
   w, state, length = step(w, state, 0.0)
-  np.testing.assert_allclose(state.length, length, rtol=1e-6)
+  np.testing.assert_allclose(state.length.usual, length, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +195,7 @@ def test_a_fall_without_bound_is_no_invitation(options):
   ],
 )
 @pytest.mark.parametrize("when", [0, 3])
-def test_a_step_that_the_loss_belies_is_taken_back(tx, when):
+def test_a_step_that_the_loss_contradicts_is_taken_back(tx, when):
   """Once, to where it came from; then the run goes on as it did."""
 
   # A long valley.
@@ -216,7 +219,7 @@ def test_a_step_that_the_loss_belies_is_taken_back(tx, when):
     w, state = step(w, state, float(k == when))
     path.append(w)
     info = state[0].info
-    assert bool(info.belied) == (k == when + 1), k
+    assert bool(info.reverted) == (k == when + 1), k
     assert bool(info.accepted) == (k != when + 1), k
   values = [float(sound(w)) for w in path]
   assert values[when + 1] > 100 > values[when]
@@ -230,18 +233,48 @@ def test_what_is_no_reason_to_go_back():
   at = lambda last, value, taken=True: undo.remember(
     last, params, number(value), jnp.asarray(taken)
   )
-  belied = lambda last, value: bool(undo.is_belied(last, number(value)))
-  assert not belied(last, 1e9)  # no step
+  reverted = lambda last, value: bool(undo.is_reverted(last, number(value)))
+  assert not reverted(last, 1e9)  # no step
   last = at(last, 2.0)
-  assert belied(last, 4.1) and not belied(last, 3.9)  # twice the first loss
+  assert reverted(last, 4.1) and not reverted(last, 3.9)  # twice the first loss
   last = at(last, 1.9)
-  np.testing.assert_allclose(last.change, 0.1, rtol=1e-5)
-  assert belied(last, 3.0) and not belied(last, 2.8) and not belied(last, -9)
-  assert not belied(at(last, 1.8, taken=False), 9.0)
+  np.testing.assert_allclose(last.change.usual, 0.1, rtol=1e-5)
+  assert (
+    reverted(last, 3.0) and not reverted(last, 2.8) and not reverted(last, -9)
+  )
+  assert not reverted(at(last, 1.8, taken=False), 9.0)
   # One jump hardly changes what is usual, and no number nothing.
-  assert at(last, 1e20).change < 0.2
+  assert at(last, 1e20).change.usual < 0.2
+  # A loss that does not change says nothing of what is usual.
+  assert at(last, last.value).change.usual == last.change.usual
   lost = at(last, np.nan, taken=False)
-  assert lost.change == last.change and lost.value == last.value
+  assert lost.change.usual == last.change.usual and lost.value == last.value
+
+
+def test_which_length_is_usual():
+  """Up at once, down as an average; unknown after a trial that was too long."""
+  model = SimpleNamespace(norm=lambda moves, scale: moves * scale)
+  scale, found = new_scale(jnp.float32), []
+  for length, accepted, too_long in (
+    (1.0, True, False),
+    (4.0, True, False),
+    (1.0, True, False),
+    (9.0, False, False),
+    (0.0, True, False),
+    (3.0, True, True),
+    (0.0, False, False),
+    (1e3, True, False),
+  ):
+    trial = SimpleNamespace(
+      moves=jnp.float32(length),
+      scale=jnp.float32(1.0),
+      accepted=jnp.asarray(accepted),
+      too_long=jnp.asarray(too_long),
+    )
+    scale = trials.learn_length(scale, model, trial)
+    found.append(scale.usual)
+  expected = [1, 4, 3.7, 3.7, 3.7, 0, 0, 1e3]
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_noise_takes_no_step_back():
@@ -261,8 +294,8 @@ def test_noise_takes_no_step_back():
     return jax.lax.scan(step, (w, tx.init(w)), jax.random.split(key, 300))[1]
 
   info = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 10))
-  assert np.all(info.accepted | info.belied)
-  assert np.sum(info.belied) <= 3
+  assert np.all(info.accepted | info.reverted)
+  assert np.sum(info.reverted) <= 3
 
 
 def test_too_many_parameters_for_the_dense_form():

@@ -63,7 +63,7 @@ def test_the_rest_steps_by_the_largest_curvature_left(x64):
     safeguarded=False,
   )
   np.testing.assert_allclose(state.info.eigenvalues, [20, 10, -4], rtol=1e-9)
-  np.testing.assert_allclose(state.spectrum.rest, 3.0, rtol=1e-9)
+  np.testing.assert_allclose(state.spectrum.complement_bound, 3.0, rtol=1e-9)
   x, pairs = BASIS.T @ move, [0, 1, 7]
   expected = -elmo.minmax_step(SLOPE[pairs], CURVES[pairs], lipschitz)
   np.testing.assert_allclose(x[np.array(pairs)], expected, rtol=1e-8)
@@ -89,7 +89,7 @@ def test_pairs_that_have_not_converged_are_left_to_the_rest(x64):
   used = state.spectrum.used
   assert used[0] and not used[1]
   assert state.info.eigenvalues[1] == 0 != state.spectrum.values[1]
-  assert state.spectrum.rest >= abs(state.spectrum.values[1]) > 0.5
+  assert state.spectrum.complement_bound >= abs(state.spectrum.values[1]) > 0.5
   assert state.info.accepted and jnp.all(jnp.isfinite(move))
 
 

@@ -108,19 +108,19 @@ def isotropic_plus(w):
 
 
 @pytest.mark.parametrize(
-  "oracle, repeated",
+  "lipschitz, repeated",
   [(2.0, False), ("gradient", False), ("adaptive", True), ("third", True)],
 )
-def test_rotations_of_the_parameters_rotate_the_path(x64, oracle, repeated):
+def test_rotations_of_the_parameters_rotate_the_path(x64, lipschitz, repeated):
   loss = isotropic_plus if repeated else problems.rosenbrock(5).fn
   # On a sphere around zero eigenvalues would be simple; the pure quadratic is
   # where they repeat.
   if repeated:
     loss = lambda w: isotropic_plus(w) - jnp.sum(w**2) ** 2 / 50 + jnp.sum(w)
   start, turn = jnp.array([0.3, -0.5, 0.2, 0.4, -0.1]), rotation(5)
-  plain, _, _ = path(loss, start, 4, lipschitz=oracle)
+  plain, _, _ = path(loss, start, 4, lipschitz=lipschitz)
   turned, _, _ = path(
-    lambda w: loss(turn.T @ w), turn @ start, 4, lipschitz=oracle
+    lambda w: loss(turn.T @ w), turn @ start, 4, lipschitz=lipschitz
   )
   np.testing.assert_allclose(turned @ turn, plain, rtol=1e-6, atol=1e-9)
 
@@ -287,7 +287,7 @@ def test_steps_are_limited(x64):
 
 
 def test_a_step_promises_what_its_model_says(x64):
-  """The ratio against eq. 3 by hand, with L = oracle + sigma."""
+  """The ratio against eq. 3 by hand, with L = estimate + sigma."""
   w = jnp.array([0.3, -0.4])
   move, state = first_move(
     ROSENBROCK, w, lipschitz=700.0, initial_sigma=50.0, max_rejections=0
@@ -336,10 +336,10 @@ PROBLEMS = {
 
 
 @functools.cache
-def solved(name, oracle):
+def solved(name, lipschitz):
   """Steps and evaluations to a second-order point, in float64."""
   loss, start = PROBLEMS[name]
-  tx = gen_optax.elmo_dense(lipschitz=oracle)
+  tx = gen_optax.elmo_dense(lipschitz=lipschitz)
 
   def wanted(carry):
     w, _, steps, _ = carry
@@ -362,18 +362,18 @@ def solved(name, oracle):
   return int(steps), int(evaluations), float(loss(w))
 
 
-# Each other oracle where it has most to do; the script runs them all.
+# Each other estimator where it has most to do; the script runs them all.
 WAYS = [(name, "adaptive") for name in PROBLEMS]
 WAYS += [("beale", "gradient"), ("rosenbrock 2", "third"), ("ridge", "drift")]
 WAYS += [("ridge", "third"), ("beale", "eigen_arc"), ("ridge", "eigen_arc")]
 
 
-@pytest.mark.parametrize("name, oracle", WAYS)
-def test_a_second_order_point_from_everywhere(x64, name, oracle):
-  steps, evaluations, loss = solved(name, oracle)
+@pytest.mark.parametrize("name, lipschitz", WAYS)
+def test_a_second_order_point_from_everywhere(x64, name, lipschitz):
+  steps, evaluations, loss = solved(name, lipschitz)
   assert steps < 100
   lowest = {"rosenbrock 10": 3.98657911, "beale": 0, "rosenbrock 2": 0}
   assert loss == pytest.approx(lowest.get(name, -0.25), abs=1e-8)
-  if oracle == "adaptive":
+  if lipschitz == "adaptive":
     few = {"rosenbrock 2": 26, "rosenbrock 10": 32, "beale": 11}
     assert evaluations <= few.get(name, 8)

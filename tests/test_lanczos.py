@@ -80,7 +80,7 @@ def test_extremes_of_a_generic_spectrum(dtype):
 @dtypes
 def test_a_complete_basis_is_exact(dtype):
   pairs = check(symmetric(SPECTRUM), dtype, 3, 2, order=99)
-  assert float(pairs.rest) == pytest.approx(1.0, rel=1e-5)
+  assert float(pairs.complement_bound) == pytest.approx(1.0, rel=1e-5)
 
 
 @dtypes

@@ -43,8 +43,8 @@ TRANSFORMS = {
     subspace=(2, 1), complement=optax.adam(1e-3), every=3
   ),
   **{
-    f"elmo {oracle}": gen_optax.scale_by_elmo(oracle, every=2)
-    for oracle in ("drift", "third", "gradient", "eigen_arc")
+    f"elmo {lipschitz}": gen_optax.scale_by_elmo(lipschitz, every=2)
+    for lipschitz in ("drift", "third", "gradient", "eigen_arc")
   },
   "track_lipschitz": gen_optax.track_lipschitz(),
   **{

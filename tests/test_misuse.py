@@ -15,7 +15,7 @@ import pytest
 
 import gen_optax
 from gen_optax import amos, elmo, psgd
-from gen_optax.elmo.oracles import make_oracle
+from gen_optax.elmo.estimators import make_estimator
 from gen_optax.gen.fit import check_probes
 
 NAN, INF = float("nan"), float("inf")
@@ -114,7 +114,7 @@ STAGES = {
       "floor": [-1.0],
     },
   ),
-  "oracle": (make_oracle, {"lipschitz": ["hessian"]}),
+  "estimator": (make_estimator, {"lipschitz": ["hessian"]}),
   "amos": (
     lambda **options: gen_optax.amos_router(**{"optimizers": PAIR} | options),
     {

@@ -2,7 +2,7 @@
 
 from gen_optax.elmo.eigen_arc import EigenArcState as EigenArcState
 from gen_optax.elmo.eigen_arc import eigen_arc as eigen_arc
-from gen_optax.elmo.lipschitz import LipschitzOracle as LipschitzOracle
+from gen_optax.elmo.lipschitz import LipschitzEstimator as LipschitzEstimator
 from gen_optax.elmo.lipschitz import adaptive as adaptive
 from gen_optax.elmo.lipschitz import constant as constant
 from gen_optax.elmo.lipschitz import drift as drift
@@ -23,9 +23,11 @@ from gen_optax.elmo.quality import (
 )
 from gen_optax.elmo.quality import relative_regret as relative_regret
 from gen_optax.elmo.report import CurvatureReport as CurvatureReport
+from gen_optax.elmo.spectrum import Eigenspaces as Eigenspaces
 from gen_optax.elmo.spectrum import Spectrum as Spectrum
-from gen_optax.elmo.step import Eigenspaces as Eigenspaces
 from gen_optax.elmo.track import TrackLipschitzState as TrackLipschitzState
 from gen_optax.oracle.drift import Drift
 
+# Their names before.
 DriftState = Drift
+LipschitzOracle = LipschitzEstimator

@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from gen_optax.elmo.oracles import Lipschitz
+from gen_optax.elmo.estimators import Lipschitz
 from gen_optax.elmo.transform import scale_by_elmo
 from gen_optax.helpers.checks import check_not_negative
 
@@ -21,7 +21,7 @@ def elmo_dense(
 
   Args:
     learning_rate: :math:`\eta`, or a schedule of the step count. The trials are
-      made with 1; less is a damped step, more is not looked at.
+      made with 1. Less is a damped step; no trial tests more.
     lipschitz: see `scale_by_elmo`.
     **elmo_options: the other options of `scale_by_elmo`: `safeguarded`,
       `initial_sigma`, `saddle_sign`, `max_step` and others.
@@ -70,9 +70,9 @@ def elmo_lanczos(
 ) -> optax.GradientTransformationExtraArgs:
   """ELMO on the extreme eigenspaces, found by Lanczos' method.
 
-  The rest of the space takes a step of 1 / |eigenvalue| at most, with the
-  largest one outside the pairs. That step does most of the work: the gradient
-  lies mainly in the rest.
+  The complement of the eigenspaces takes a step of at most 1 / |eigenvalue|,
+  with the largest |eigenvalue| outside the pairs. That step does most of the
+  work, because most of the gradient lies in the complement.
 
   Args:
     learning_rate: as in `elmo_dense`.

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from gen_optax.elmo import step
-from gen_optax.elmo.lipschitz import LipschitzOracle
+from gen_optax.elmo.lipschitz import LipschitzEstimator
+from gen_optax.elmo.spectrum import Eigenspaces
 from gen_optax.helpers import trees
-from gen_optax.helpers.checks import is_known
+from gen_optax.helpers.checks import check_integers, check_positive, is_known
 from gen_optax.oracle import line
 
 
@@ -31,7 +32,7 @@ def eigen_arc(
   max_raises: int = 30,
   max_reductions: int = 30,
   floor: float = 1e-8,
-) -> LipschitzOracle:
+) -> LipschitzEstimator:
   r"""The smallest Lipschitz parameters whose step keeps its promise.
 
   With :math:`\rho(L)` the actual over the predicted decrease of the minmax step
@@ -44,17 +45,17 @@ def eigen_arc(
       \text{ until } \rho(L) \ge \eta_1, \text{ then for each } i: \;
       L_i \leftarrow L_i / \gamma \text{ while } \rho(L) \ge \eta_1
 
-  Algorithm 3 is corrected in what would keep it from working. Its line 8 raises
-  L while the ratio is *above* the bar, under a guard that says below: it never
-  runs, and L never rises. Its lines 12 to 15 lower an L that has no effect, of
-  an eigenspace without slope, for ever; here such an L stays, a reduction is
-  tested before it is kept, and both loops have caps. A ratio of nothing to
-  nothing, at a critical point, counts as 1.
+  Algorithm 3 is corrected where it would not work. L never rises in it, because
+  line 8 raises L while the ratio is *above* the bar, under a condition that it
+  is below. Lines 12 to 15 lower for ever an L that has no effect, that of an
+  eigenspace without slope; here such an L stays, a reduction is tested before
+  it is kept, and both loops have caps. At a critical point the ratio 0 / 0
+  counts as 1.
 
-  An estimator along any optimizer's path by `track_lipschitz`, and an oracle of
-  ELMO by `lipschitz="eigen_arc"`. What it finds is the parameter that a trial
-  cannot refute, on powers of the factor: in a convex eigenspace, where the
-  quadratic term decides, that is often the floor.
+  Use it along any optimizer's path by `track_lipschitz`, and in ELMO by
+  `lipschitz="eigen_arc"`. It finds the parameter that a trial cannot refute, on
+  powers of the factor. In a convex eigenspace, where the quadratic term
+  decides, that is often the floor.
 
   Args:
     initial: where every L starts, positive.
@@ -67,13 +68,13 @@ def eigen_arc(
     floor: the smallest L, positive.
 
   Returns:
-    A `LipschitzOracle`.
+    A `LipschitzEstimator`.
 
   Raises:
     ValueError: a number is out of its range.
 
-  Cost: one evaluation of the loss for each call where L is right, else one more
-  for each raise and reduction tried.
+  Cost: one evaluation of the loss for each call, and one more for each raise
+  and reduction that is tried.
 
   Example:
 
@@ -129,7 +130,7 @@ def eigen_arc(
       i, tries, lip, count = carry
       trial = lip.at[i].divide(factor)
       worth = matters[i] & (trial[i] >= floor) & (tries < max_reductions)
-      # Asked for nothing, a loop of one trip evaluates nothing.
+      # A loop of at most one trip: no evaluation for what is not worth it.
       kept, spent = jax.lax.while_loop(
         lambda c: worth & (c[1] == 0),
         lambda c: (assess(trial) >= accept, c[1] + 1),
@@ -145,10 +146,10 @@ def eigen_arc(
     )
     return lip, count
 
-  return LipschitzOracle(init, estimate)
+  return LipschitzEstimator(init, estimate)
 
 
-def _assessment(spaces: step.Eigenspaces, before):
+def _assessment(spaces: Eigenspaces, before):
   """The ratio as a function of L, and which entries of L it depends on."""
   slopes, values, used = spaces.slopes, spaces.values, spaces.used
   same = step.same_space(values, used)
@@ -168,18 +169,11 @@ def _assessment(spaces: step.Eigenspaces, before):
 
 
 def _check(initial, accept, relax, factor, max_raises, max_reductions, floor):
-  for name, number in (("initial", initial), ("floor", floor)):
-    if is_known(number) and not 0 < number < float("inf"):
-      raise ValueError(f"{name} must be positive and finite, got {number!r}.")
+  check_positive(initial=initial, floor=floor)
   if is_known(accept) and is_known(relax) and not 0 < accept <= relax < 1:
     raise ValueError(
       f"0 < accept <= relax < 1 must hold, got {accept!r} and {relax!r}."
     )
   if is_known(factor) and not 1 < factor < float("inf"):
     raise ValueError(f"factor must be above 1 and finite, got {factor!r}.")
-  for name, cap in (
-    ("max_raises", max_raises),
-    ("max_reductions", max_reductions),
-  ):
-    if is_known(cap) and cap < 0:
-      raise ValueError(f"{name} must be at least 0, got {cap!r}.")
+  check_integers(0, max_raises=max_raises, max_reductions=max_reductions)

@@ -1,14 +1,14 @@
-r"""Oracles for the Lipschitz parameters of the eigenspaces.
+r"""Estimators of the Lipschitz parameters of the eigenspaces.
 
-An oracle says how fast each eigenvalue may change. None of these bounds that
-over a step of finite length or mixed direction, and without more every one of
-them diverges on a small network: ELMO adds an adaptive sigma to what they say.
-A factor would not do: the third derivative is exactly zero on a symmetric
+An estimator says how fast each eigenvalue may change. None of these bounds that
+over a step of finite length or mixed direction, and alone every one of them
+diverges on a small network. So ELMO adds an adaptive sigma to what they say. A
+factor would not do, because the third derivative is exactly zero on a symmetric
 saddle.
 
     adaptive             0: sigma alone; costs nothing, and is hard to beat
     constant             a number, or one for each eigenspace
-    from_function        anybody's function of the eigenspaces
+    from_function        any function of the eigenspaces
     drift                a running average of |change of eigenvalue| / |step|
     third_derivative     |D3f[v, v, v]|, the change along v itself
     eigenvalue_gradient  |D3f[v, v, .]|, the change in the worst direction
@@ -21,14 +21,15 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from gen_optax.elmo.step import Eigenspaces, norm_in_space, same_space
+from gen_optax.elmo.spectrum import Eigenspaces
+from gen_optax.elmo.step import norm_in_space, same_space
 from gen_optax.helpers import trees
 from gen_optax.helpers.checks import is_known
 from gen_optax.oracle import hessian, line
 from gen_optax.oracle.drift import no_drift, observe
 
 
-class LipschitzOracle(NamedTuple):
+class LipschitzEstimator(NamedTuple):
   """A source of Lipschitz parameters.
 
   Attributes:
@@ -43,17 +44,17 @@ class LipschitzOracle(NamedTuple):
 
 def from_function(
   fn: Callable[[Eigenspaces], ArrayLike],
-) -> LipschitzOracle:
-  """An oracle without memory from a function of the eigenspaces.
+) -> LipschitzEstimator:
+  """An estimator without memory from a function of the eigenspaces.
 
   Args:
     fn: from `Eigenspaces` to a number or an array of shape (k,).
 
   Returns:
-    A `LipschitzOracle`.
+    A `LipschitzEstimator`.
 
   Raises:
-    ValueError: when asked, where `fn` returns another shape.
+    ValueError: from `estimate`, if `fn` returns another shape.
 
   Example:
 
@@ -73,24 +74,24 @@ def from_function(
       )
     return jnp.broadcast_to(found, values.shape), state, _none()
 
-  return LipschitzOracle(lambda params, k: (), estimate)
+  return LipschitzEstimator(lambda params, k: (), estimate)
 
 
-def adaptive() -> LipschitzOracle:
+def adaptive() -> LipschitzEstimator:
   """Zero everywhere: ELMO's own sigma is all there is.
 
   Returns:
-    A `LipschitzOracle`.
+    A `LipschitzEstimator`.
 
   Example:
 
     >>> from gen_optax import elmo
-    >>> oracle = elmo.adaptive()
+    >>> estimator = elmo.adaptive()
   """
   return from_function(lambda spaces: 0.0)
 
 
-def constant(lipschitz: ArrayLike) -> LipschitzOracle:
+def constant(lipschitz: ArrayLike) -> LipschitzEstimator:
   """The same parameters in every step.
 
   Args:
@@ -99,7 +100,7 @@ def constant(lipschitz: ArrayLike) -> LipschitzOracle:
       descending order, then the smallest in ascending order.
 
   Returns:
-    A `LipschitzOracle`.
+    A `LipschitzEstimator`.
 
   Raises:
     ValueError: one of them is not positive and finite.
@@ -107,7 +108,7 @@ def constant(lipschitz: ArrayLike) -> LipschitzOracle:
   Example:
 
     >>> from gen_optax import elmo
-    >>> oracle = elmo.constant(100.0)
+    >>> estimator = elmo.constant(100.0)
   """
   if is_known(lipschitz):
     known = jnp.asarray(lipschitz)
@@ -118,20 +119,20 @@ def constant(lipschitz: ArrayLike) -> LipschitzOracle:
   return from_function(lambda spaces: lipschitz)
 
 
-def third_derivative() -> LipschitzOracle:
+def third_derivative() -> LipschitzEstimator:
   """|D3f[v, v, v]| for each eigenvector v.
 
   Good in two dimensions, too small on networks, where an eigenvalue changes
   most across its own eigenvector. See `gen_optax.third_derivative`.
 
   Returns:
-    A `LipschitzOracle`. Costs about seven forward passes for each eigenvector,
-    one after the other.
+    A `LipschitzEstimator`. Costs about seven forward passes for each
+    eigenvector, one after the other.
 
   Example:
 
     >>> from gen_optax import elmo
-    >>> oracle = elmo.third_derivative()
+    >>> estimator = elmo.third_derivative()
   """
 
   def along(spaces, v):
@@ -140,21 +141,21 @@ def third_derivative() -> LipschitzOracle:
   return _each_direction(along)
 
 
-def eigenvalue_gradient() -> LipschitzOracle:
+def eigenvalue_gradient() -> LipschitzEstimator:
   """The norm of each eigenvalue's gradient, |D3f[v, v, .]|.
 
   Bounds to first order how fast the eigenvalue can change in any direction;
-  the most informative of the local oracles, and the dearest. See
+  the most informative of the local estimators, and the most expensive. See
   `gen_optax.eigenvalue_gradient`.
 
   Returns:
-    A `LipschitzOracle`. Costs about three Hessian-vector products for each
+    A `LipschitzEstimator`. Costs about three Hessian-vector products for each
     eigenvector, one after the other.
 
   Example:
 
     >>> from gen_optax import elmo
-    >>> oracle = elmo.eigenvalue_gradient()
+    >>> estimator = elmo.eigenvalue_gradient()
   """
 
   def along(spaces, v):
@@ -165,32 +166,31 @@ def eigenvalue_gradient() -> LipschitzOracle:
   return _each_direction(along)
 
 
-def _each_direction(along) -> LipschitzOracle:
+def _each_direction(along) -> LipschitzEstimator:
   """`along` on each eigenvector, one at a time to hold one set of tangents.
 
-  In a repeated eigenvalue's space the direction is that of the gradient, for
-  the result must not depend on the basis.
+  In the space of a repeated eigenvalue the direction is that of the gradient,
+  because the result must not depend on the basis.
   """
 
   def fn(spaces):
-    directions = down_slopes(spaces)
     one = lambda v: along(spaces, v).astype(spaces.values.dtype)
-    return jax.lax.map(one, directions)
+    return jax.lax.map(one, gradient_directions(spaces))
 
   return from_function(fn)
 
 
-def down_slopes(spaces: Eigenspaces):
+def gradient_directions(spaces: Eigenspaces):
   """One unit vector for each eigenvalue: the gradient's part in its space."""
   same = same_space(spaces.values, spaces.used)
   a = norm_in_space(same, spaces.slopes)
-  alone = (same.sum(1) == 1) | (a == 0)
+  simple = (same.sum(1) == 1) | (a == 0)
   weights = same * spaces.slopes / jnp.where(a > 0, a, 1)[:, None]
   eye = jnp.eye(len(a), dtype=a.dtype)
-  return trees.combine(spaces.vectors, jnp.where(alone[:, None], eye, weights))
+  return trees.combine(spaces.vectors, jnp.where(simple[:, None], eye, weights))
 
 
-def drift(decay: float = 0.9) -> LipschitzOracle:
+def drift(decay: float = 0.9) -> LipschitzEstimator:
   r"""How far the eigenvalues have moved from one Hessian to the next.
 
   .. math::
@@ -207,8 +207,8 @@ def drift(decay: float = 0.9) -> LipschitzOracle:
     decay: alpha in [0, 1).
 
   Returns:
-    A `LipschitzOracle` that says 0 until there have been two Hessians. State:
-    one copy of the parameters.
+    A `LipschitzEstimator` that says 0 until there have been two Hessians.
+    State: one copy of the parameters.
 
   Raises:
     ValueError: `decay` is outside [0, 1).
@@ -216,7 +216,7 @@ def drift(decay: float = 0.9) -> LipschitzOracle:
   Example:
 
     >>> from gen_optax import elmo
-    >>> oracle = elmo.drift(decay=0.5)
+    >>> estimator = elmo.drift(decay=0.5)
 
   References:
     Optimizer selection based on function-proxy proximity, under review:
@@ -234,7 +234,7 @@ def drift(decay: float = 0.9) -> LipschitzOracle:
     state = observe(state, trees.widen(spaces.params), now, before, decay)
     return state.lipschitz(), state, _none()
 
-  return LipschitzOracle(init, estimate)
+  return LipschitzEstimator(init, estimate)
 
 
 def _none():

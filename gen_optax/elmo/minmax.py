@@ -38,9 +38,9 @@ def upper_model(
 
   References:
     Optimizer selection based on function-proxy proximity, under review: Eq. 3.
-    The offset f and the matching of gradient and Hessian, which the paper's
-    definition of M as a maximum leaves out, are understood. Lemma 3.1 needs L
-    enlarged by the rotation of the eigenvectors, which it does not say.
+    The paper's definition of M as a maximum leaves out the offset f and that
+    gradient and Hessian match. Lemma 3.1 needs a larger L, because eigenvectors
+    rotate; it does not say so.
   """
   x, c, h, lip = _arrays(move, slope, eigenvalue, lipschitz)
   return x * (c + x * (h / 2 + lip / 6 * jnp.abs(x)))
@@ -91,13 +91,13 @@ def minmax_step(
       = \frac{2 |c|}{\lambda + \sqrt{\lambda^2 + 2 L |c|}}
 
   The first form cancels where the eigenvalue is positive, the second where it
-  is negative: in float32 either loses every digit once
+  is negative: in float32 each loses every digit once
   :math:`2 L |c| < 10^{-7} \lambda^2`. So each sign takes the form that adds,
   with the root by `hypot`, which neither over- nor underflows.
 
   Newton's step :math:`|c| / \lambda` is the limit for L -> 0 in a convex
   eigenspace. In a concave one the step is at least :math:`2 |\lambda| / L`,
-  which it takes with no slope at all; the direction is then anybody's choice.
+  and it is that long without any slope, when either direction will do.
 
   Args:
     slope: c = <v, g>; its sign does not matter.
@@ -147,9 +147,9 @@ def minmax_preconditioner(
     lipschitz: L, a number or shape (n,), by ascending eigenvalue.
 
   Returns:
-    Phi, shape (n, n), symmetric and positive. It is not finite where an
-    eigenvalue is at most zero and its slope is zero, at a saddle that is: there
-    no matrix gives ELMO's step (the Lemma does not say so).
+    Phi, shape (n, n), symmetric and positive. At a saddle, where an eigenvalue
+    is at most zero and its slope is zero, Phi is not finite, because no matrix
+    gives ELMO's step (the Lemma does not say so).
 
   Cost: one eigendecomposition.
 

@@ -166,7 +166,8 @@ def eigenspace_residuals(
     Appendix D.
   """
   values, vectors = jnp.linalg.eigh((hessian + hessian.T) / 2)
-  return 1 - values * _ratios(vectors, preconditioner, gradient)
+  moves = vectors.T @ (preconditioner @ gradient)
+  return 1 - values * (moves / (vectors.T @ gradient))
 
 
 def preconditioner_regret(
@@ -212,7 +213,3 @@ def preconditioner_regret(
   values, vectors = jnp.linalg.eigh((hessian + hessian.T) / 2)
   move = -vectors.T @ (preconditioner @ gradient)
   return step_regret(move, vectors.T @ gradient, values, lipschitz)
-
-
-def _ratios(vectors, preconditioner, gradient):
-  return (vectors.T @ (preconditioner @ gradient)) / (vectors.T @ gradient)

@@ -6,15 +6,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax.elmo import step
+from gen_optax.elmo.estimators import Lipschitz, make_estimator
 from gen_optax.elmo.minmax import newton_threshold
-from gen_optax.elmo.oracles import Lipschitz, make_oracle
-from gen_optax.elmo.spectrum import extreme_spectrum, no_spectrum
+from gen_optax.elmo.spectrum import (
+  Point,
+  extreme_spectrum,
+  find_spaces,
+  no_spectrum,
+)
 from gen_optax.helpers.trees import widen
 from gen_optax.oracle.closures import check_value_fn
 from gen_optax.oracle.line import ValueFn, scalar_loss
 
-# Of the squared gradient: pairs that hold less of it decide nothing.
+# Pairs that hold less of the squared gradient than this decide nothing.
 LEAST_SHARE = 0.01
 
 
@@ -25,8 +29,8 @@ class CurvatureReport(NamedTuple):
     eigenvalues: the largest descending, then the smallest ascending.
     slopes: the gradient along their eigenvectors.
     lipschitz: how fast each eigenvalue changes.
-    thresholds: eq. 8: from which Lipschitz parameter Newton's step may raise
-      the loss.
+    thresholds: eq. 8: the Lipschitz parameter from which Newton's step may
+      raise the loss.
     converged: which pairs may be read.
     share: the part of the squared gradient that lies in the converged pairs.
   """
@@ -49,9 +53,9 @@ class CurvatureReport(NamedTuple):
     return safe.sum() / jnp.maximum(convex.sum(), 1)
 
   def favours(self) -> str:
-    """The verdict of appendix L's rule, whatever the pairs' share.
+    """The verdict of appendix L's rule, for any share of the pairs.
 
-    Second-order methods are worth their price where the Lipschitz parameters of
+    Second-order methods are worth their cost where the Lipschitz parameters of
     the convex eigenspaces are small, that is below their thresholds.
 
     Returns:
@@ -68,7 +72,7 @@ class CurvatureReport(NamedTuple):
   def summary(self) -> str:
     """A table of the pairs, and the verdict, as text.
 
-    There is none where the pairs hold less than 1 % of the squared gradient.
+    No verdict is given if the pairs hold less than 1 % of the squared gradient.
     """
     lines = [
       f"{'eigenvalue':>12} {'slope':>10} {'lipschitz':>10} {'threshold':>10}"
@@ -107,17 +111,17 @@ def curvature_report(
 
   is where Newton's step is certain to lower the loss. The paper's rule: where
   the convex eigenspaces have small Lipschitz parameters, second-order methods
-  hold an advantage, else first-order ones do. The rule looks at the extreme
-  pairs alone, and at one point: the gradient's share in them, which is reported
-  too, is often below a hundredth, and then `summary()` gives no verdict.
+  hold an advantage, else first-order ones do. The rule reads only the extreme
+  pairs, at one point. The gradient's share in them, which is reported too, is
+  often below a hundredth; then `summary()` gives no verdict.
 
   Args:
     value_fn: the loss as a function of the parameters alone.
-    params: the parameters to look at.
+    params: the point of the report.
     top: how many of the largest eigenvalues.
     bottom: how many of the smallest.
     order: Lanczos products, see `extreme_eigenpairs`.
-    lipschitz: an oracle, as in `scale_by_elmo`.
+    lipschitz: an estimator, as in `scale_by_elmo`.
 
   Returns:
     A `CurvatureReport`: arrays, with `summary()` as text.
@@ -125,8 +129,8 @@ def curvature_report(
   Raises:
     ValueError: `value_fn` is not one finite real scalar, or a count is wrong.
 
-  Cost: `order` Hessian-vector products and the oracle's, three products for
-  each pair by default. Compiled anew in each call.
+  Cost: `order` Hessian-vector products and the estimator's, by default
+  three for each pair. Compiled anew in each call.
 
   Example:
 
@@ -142,23 +146,20 @@ def curvature_report(
   """
   check_value_fn(value_fn, params)
   params = widen(params)
-  oracle = make_oracle(lipschitz)
+  estimator = make_estimator(lipschitz)
 
   @jax.jit
-  def look(params):
+  def find(params):
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     value, gradient = jax.value_and_grad(lambda p: scalar_loss(value_fn, p))(
       params
     )
+    point = Point(value_fn, params, value, gradient)
     k = min(top + bottom, size)
-    found = extreme_spectrum(
-      value_fn, params, gradient, top, bottom, order, no_spectrum(params, k)
-    )
-    spaces = step.find_spaces(
-      *(value_fn, params, value, gradient),
-      *(found.values, found.vectors, found.used),
-    )
-    lip, _, _ = oracle.estimate(spaces, oracle.init(params, k))
+    none = no_spectrum(params, k)
+    found = extreme_spectrum(point, top, bottom, order, none)
+    spaces = find_spaces(point, found)
+    lip, _, _ = estimator.estimate(spaces, estimator.init(params, k))
     square = jnp.maximum(optax.tree.norm(gradient, squared=True), 1e-38)
     return CurvatureReport(
       eigenvalues=found.values,
@@ -169,4 +170,4 @@ def curvature_report(
       share=jnp.sum(spaces.slopes**2) / square,
     )
 
-  return look(params)
+  return find(params)

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from gen_optax.helpers import trees
+from gen_optax.oracle import line
 from gen_optax.oracle.hessian import hvp
-from gen_optax.oracle.lanczos import extreme_eigenpairs
+from gen_optax.oracle.lanczos import basis_sizes, extreme_eigenpairs
 
-# Above, the Hessian alone has 4 million entries and its decomposition takes
+# Above this size the Hessian has 4 million entries, and its decomposition takes
 # seconds.
 DENSE_LIMIT = 2000
 # Columns of the dense Hessian that are computed together.
@@ -18,8 +19,17 @@ _COLUMNS = 32
 _CONVERGED = 0.1
 # How much of the gradient goes into the start besides the old eigenvectors.
 _FRESH = 0.1
-# Its noise is not that of a Lanczos run.
+# A noise vector other than the one that Lanczos' method starts from.
 _SEED = 0xE1
+
+
+class Point(NamedTuple):
+  """The first four fields of `Eigenspaces`, see there."""
+
+  value_fn: line.ValueFn
+  params: Any
+  value: jax.Array | None
+  gradient: Any
 
 
 class Spectrum(NamedTuple):
@@ -31,13 +41,54 @@ class Spectrum(NamedTuple):
     vectors: k rows of each leaf's shape. Each has the sign that gives it a
       positive product with a fixed noise vector.
     used: which pairs have converged.
-    rest: how sharply the Hessian bends the directions that are left.
+    complement_bound: of the |curvature| in the directions that are left.
   """
 
   values: jax.Array
   vectors: Any
   used: jax.Array
-  rest: jax.Array
+  complement_bound: jax.Array
+
+
+class Eigenspaces(NamedTuple):
+  """What a Lipschitz estimator reads: a `Point` and the eigenpairs there.
+
+  Attributes:
+    value_fn: the loss as a function of the parameters alone.
+    params: the point.
+    value: the loss there; None if it has not been evaluated.
+    gradient: its gradient, a tree like the widened parameters.
+    values: k eigenvalues.
+    vectors: their orthonormal eigenvectors, k rows of each leaf's shape.
+    slopes: the k inner products of vectors and gradient.
+    used: which of the k are to be used; the others have not converged.
+  """
+
+  value_fn: line.ValueFn
+  params: Any
+  value: jax.Array | None
+  gradient: Any
+  values: jax.Array
+  vectors: Any
+  slopes: jax.Array
+  used: jax.Array
+
+
+def check_subspace(subspace, order):
+  """Raises `ValueError` for counts that `extreme_spectrum` does not take."""
+  if not isinstance(subspace, tuple) or len(subspace) != 2:
+    raise ValueError(
+      "subspace must be a tuple (top, bottom) of numbers of eigenvalues, got "
+      f"{subspace!r}."
+    )
+  basis_sizes(*subspace, order, 0)
+
+
+def find_spaces(point: Point, spectrum: Spectrum) -> Eigenspaces:
+  """The eigenpairs with the slopes of the point's gradient."""
+  values, vectors, used, _ = spectrum
+  slopes = jnp.where(used, trees.project(vectors, point.gradient, values), 0)
+  return Eigenspaces(*point, values, vectors, slopes, used)
 
 
 def no_spectrum(params, k: int) -> Spectrum:
@@ -52,7 +103,7 @@ def no_spectrum(params, k: int) -> Spectrum:
       params,
     ),
     used=jnp.zeros(k, bool),
-    rest=jnp.zeros((), dtype),
+    complement_bound=jnp.zeros((), dtype),
   )
 
 
@@ -67,14 +118,19 @@ def dense_spectrum(value_fn, params) -> Spectrum:
     column, jnp.eye(n, dtype=dtype), batch_size=min(n, _COLUMNS)
   )
   values, vectors = jnp.linalg.eigh((hessian + hessian.T) / 2)
-  used, rest = jnp.ones(n, bool), jnp.zeros((), dtype)
-  return Spectrum(values, _with_fixed_signs(vectors.T, values), used, rest)
+  return Spectrum(
+    values=values,
+    vectors=_with_fixed_signs(vectors.T, values),
+    used=jnp.ones(n, bool),
+    complement_bound=jnp.zeros((), dtype),
+  )
 
 
 def extreme_spectrum(
-  value_fn, params, gradient, top, bottom, order, last: Spectrum
+  point: Point, top, bottom, order, last: Spectrum
 ) -> Spectrum:
   """The extreme eigenpairs, started from the last ones and the gradient."""
+  value_fn, params, _, gradient = point
   dtype = trees.scalar_dtype(params)
   length = trees.norm(gradient, dtype)
   part = trees.scale(gradient, _FRESH / jnp.where(length > 0, length, 1))
@@ -89,16 +145,17 @@ def extreme_spectrum(
   )
   size = jnp.abs(pairs.values)
   used = pairs.residuals <= _CONVERGED * size
-  # What is not used is left to the complement, which must be as careful.
-  rest = jnp.maximum(pairs.rest, jnp.where(used, 0, size).max(initial=0))
-  # A basis with nothing left over says no more than this about the rest.
-  rest = jnp.where(rest > 0, rest, size.max(initial=0))
+  # Pairs that are not used belong to the complement.
+  unused = jnp.where(used, 0, size).max(initial=0)
+  bound = jnp.maximum(pairs.complement_bound, unused)
+  # If no Ritz value is left over, the largest one is all that is known.
+  bound = jnp.where(bound > 0, bound, size.max(initial=0))
   vectors = _with_fixed_signs(pairs.vectors, pairs.values)
-  return Spectrum(pairs.values, vectors, used, rest)
+  return Spectrum(pairs.values, vectors, used, bound)
 
 
 def _with_fixed_signs(vectors, values):
-  """Decompositions choose signs at will; what follows must not see it."""
+  """Makes the step independent of the signs that a decomposition chooses."""
   one = jax.tree.map(lambda v: v[0], vectors)
   side = trees.project(vectors, trees.noise_like(one, _SEED), values)
   flip = jnp.where(side < 0, -1, 1)

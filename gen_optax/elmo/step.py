@@ -1,70 +1,29 @@
 r"""ELMO's step in the coordinates of given eigenvectors.
 
-A repeated eigenvalue leaves the basis of its eigenspace open, and the paper's
-step, taken for each basis vector by itself, depends on that basis: on the
-machine's decomposition. Here eigenvectors whose eigenvalues agree to rounding
-are one eigenspace. Its slope is the norm of the gradient's part in it, and the
-move goes straight down that part, which no basis can change:
+The paper's step is taken for each eigenvector by itself. For a repeated
+eigenvalue it therefore depends on the basis of the eigenspace, which the
+machine's decomposition chooses. Here eigenvectors whose eigenvalues agree to
+rounding are one eigenspace. Its slope is the norm of the gradient's part in it,
+and the move goes straight down that part, which no basis can change:
 
     a = |P g|,  s = minmax_step(a, eigenvalue, L),  move = -(s / a) P g
 
 For simple eigenvalues that is Algorithm 1.
 """
 
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 
 from gen_optax.elmo.minmax import minmax_step
 from gen_optax.helpers import trees
+from gen_optax.helpers.rounding import CANCELLED, DECOMPOSED, RECOMPUTED
 from gen_optax.oracle import line
-
-# Eigenvalues closer than this many eps of the largest one are equal: between
-# them a decomposition mixes its vectors.
-_EQUAL = 100
-# A slope below this many eps of the gradient's norm has no reliable sign.
-_NO_SIGN = 16
-# Losses this many eps apart are equal: two compilations differ by as much.
-_SAME_LOSS = 8
-
-
-class Eigenspaces(NamedTuple):
-  """What is known of the loss around a point; what a Lipschitz oracle reads.
-
-  Attributes:
-    value_fn: the loss as a function of the parameters alone.
-    params: the point.
-    value: the loss there; None if nobody has evaluated it.
-    gradient: its gradient, a tree like the widened parameters.
-    values: k eigenvalues.
-    vectors: their orthonormal eigenvectors, k rows of each leaf's shape.
-    slopes: the k inner products of vectors and gradient.
-    used: which of the k are to be used; the others have not converged.
-  """
-
-  value_fn: line.ValueFn
-  params: Any
-  value: jax.Array | None
-  gradient: Any
-  values: jax.Array
-  vectors: Any
-  slopes: jax.Array
-  used: jax.Array
-
-
-def find_spaces(value_fn, params, value, gradient, values, vectors, used):
-  """`Eigenspaces` with the slopes computed."""
-  slopes = jnp.where(used, trees.project(vectors, gradient, values), 0)
-  return Eigenspaces(
-    value_fn, params, value, gradient, values, vectors, slopes, used
-  )
 
 
 def same_space(values: jax.Array, used: jax.Array) -> jax.Array:
   """Which pairs of eigenvalues are equal to rounding, shape (k, k)."""
   size = jnp.abs(jnp.where(used, values, 0)).max(initial=0)
-  near = _EQUAL * jnp.finfo(values.dtype).eps * size
+  near = DECOMPOSED * jnp.finfo(values.dtype).eps * size
   equal = jnp.abs(values[:, None] - values) <= near
   return (equal & used[:, None] & used) | jnp.eye(len(values), dtype=bool)
 
@@ -79,7 +38,7 @@ def norm_in_space(same: jax.Array, x: jax.Array) -> jax.Array:
 def mean_in_space(same: jax.Array, x: jax.Array) -> jax.Array:
   """One number for each eigenspace: what its coordinates have on average."""
   weight = same.astype(x.dtype)
-  # x itself where it stands alone: rounding of a product could cost its sign.
+  # A simple eigenvalue keeps x itself: rounding could cost its sign.
   return jnp.where(same.sum(1) == 1, x, weight @ x / weight.sum(1))
 
 
@@ -94,13 +53,13 @@ def coordinates(same, slopes, values, lipschitz) -> jax.Array:
 def escapes(same, slopes, values, lipschitz, length, used) -> jax.Array:
   r"""Moves along negative curvature that has no slope, shape (k,), >= 0.
 
-  There the minmax step is 2 |eigenvalue| / L to either side; the model falls by
-  2 |eigenvalue|^3 / (3 L^2). `length` is the norm of the gradient.
+  There the minmax step is 2 |eigenvalue| / L to either side, and the model
+  falls by 2 |eigenvalue|^3 / (3 L^2). `length` is the norm of the gradient.
   """
   eps = jnp.finfo(values.dtype).eps
   size = jnp.abs(jnp.where(used, values, 0)).max(initial=0)
-  level = norm_in_space(same, slopes) <= _NO_SIGN * eps * length
-  lost = used & level & (values < -_EQUAL * eps * size)
+  level = norm_in_space(same, slopes) <= CANCELLED * eps * length
+  lost = used & level & (values < -DECOMPOSED * eps * size)
   step = minmax_step(jnp.zeros_like(values), values, lipschitz)
   return jnp.where(lost, step / jnp.sqrt(same.sum(1)).astype(step.dtype), 0)
 
@@ -117,19 +76,19 @@ def cubic_change(same, moves, lipschitz=1.0) -> jax.Array:
 
 
 def decrease_ratio(before, after, predicted) -> jax.Array:
-  """Actual over predicted decrease, and what rounding leaves of it.
+  """Actual over predicted decrease, as far as rounding shows it.
 
-  A predicted decrease that the loss cannot show counts as reached unless the
-  loss visibly rises. What is not a number is the lowest one.
+  A predicted decrease that is too small to show counts as reached unless the
+  loss visibly rises. A loss that is not a number has the lowest ratio.
   """
   info = jnp.finfo(before.dtype)
-  noise = _SAME_LOSS * info.eps * jnp.maximum(jnp.abs(before), jnp.abs(after))
+  noise = RECOMPUTED * info.eps * jnp.maximum(jnp.abs(before), jnp.abs(after))
   actual = before - after
   visible = predicted > noise
   ratio = actual / jnp.where(visible, predicted, 1)
   ratio = jnp.where(visible, ratio, jnp.where(actual >= -noise, 1, info.min))
-  sound = jnp.isfinite(after) & ~jnp.isnan(predicted)
-  return jnp.where(sound, jnp.clip(ratio, info.min, info.max), info.min)
+  known = jnp.isfinite(after) & ~jnp.isnan(predicted)
+  return jnp.where(known, jnp.clip(ratio, info.min, info.max), info.min)
 
 
 def loss_after(value_fn, params, move) -> jax.Array:

@@ -6,11 +6,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax.elmo import step
-from gen_optax.elmo.oracles import Lipschitz, make_oracle
-from gen_optax.elmo.spectrum import Spectrum, extreme_spectrum, no_spectrum
+from gen_optax.elmo.estimators import Lipschitz, make_estimator
+from gen_optax.elmo.spectrum import (
+  Point,
+  Spectrum,
+  check_subspace,
+  extreme_spectrum,
+  find_spaces,
+  no_spectrum,
+)
 from gen_optax.helpers import trees
-from gen_optax.helpers.checks import is_known, require_leaves
+from gen_optax.helpers.checks import check_integers, require_leaves
 from gen_optax.helpers.lazy import run_if
 from gen_optax.helpers.trees import widen
 from gen_optax.oracle.closures import require
@@ -24,14 +30,14 @@ class TrackLipschitzState(NamedTuple):
     count: number of calls, int32.
     spectrum: the extreme eigenpairs; see `Spectrum` for their order.
     lipschitz: their Lipschitz parameters, shape (k,).
-    oracle: the oracle's state.
+    estimator: the estimator's state.
     known: whether the last attempt gave finite numbers.
   """
 
   count: jax.Array
   spectrum: Spectrum
   lipschitz: jax.Array
-  oracle: Any
+  estimator: Any
   known: jax.Array
 
 
@@ -44,14 +50,14 @@ def track_lipschitz(
 ) -> optax.GradientTransformationExtraArgs:
   """Estimates Lipschitz parameters along another optimizer's path.
 
-  The updates pass unchanged: what is learned stands in the state. By default
-  that is Algorithm 3, EigenARC, with the largest and the smallest eigenvalue,
-  as the paper's measurements use it.
+  The updates pass unchanged; what is learned is in the state. The default is
+  Algorithm 3, EigenARC, with the largest and the smallest eigenvalue, as in the
+  paper's measurements.
 
-  Stands first in a chain, where the updates are the gradient of `value_fn`.
+  Goes first in a chain, where the updates are the gradient of `value_fn`.
 
   Args:
-    lipschitz: an oracle, as in `scale_by_elmo`.
+    lipschitz: an estimator, as in `scale_by_elmo`.
     subspace: (top, bottom), how many eigenvalues.
     order: products for each Lanczos run, see `extreme_eigenpairs`.
     every: estimates on every `every`-th step; the others cost nothing.
@@ -65,7 +71,7 @@ def track_lipschitz(
       line that mends the call.
 
   Cost: on every `every`-th step `order` Hessian-vector products and what the
-  oracle costs. On a mesh: what these send, and about 2 `order`^2 numbers for
+  estimator costs. On a mesh: what these send, and about 2 `order`^2 numbers for
   each sharded leaf.
 
   Example:
@@ -82,12 +88,9 @@ def track_lipschitz(
     Optimizer selection based on function-proxy proximity, under review:
     Algorithm 3; appendices E and I.
   """
-  oracle = make_oracle(lipschitz)
-  if not isinstance(subspace, tuple) or len(subspace) != 2:
-    raise ValueError(f"subspace must be a tuple (top, bottom), got {subspace}.")
-  basis_sizes(*subspace, order, 0)
-  if is_known(every) and (every != int(every) or every < 1):
-    raise ValueError(f"every must be an integer, at least 1, got {every!r}.")
+  estimator = make_estimator(lipschitz)
+  check_subspace(subspace, order)
+  check_integers(1, every=every)
 
   def init_fn(params):
     require_leaves("track_lipschitz", params)
@@ -99,12 +102,18 @@ def track_lipschitz(
       count=jnp.zeros((), jnp.int32),
       spectrum=no_spectrum(params, k),
       lipschitz=jnp.zeros(k, trees.scalar_dtype(params)),
-      oracle=oracle.init(params, k),
+      estimator=estimator.init(params, k),
       known=jnp.zeros((), bool),
     )
 
   def update_fn(
-    updates, state, params=None, *, value_fn=None, value=None, **extra_args
+    updates,
+    state,
+    params=None,
+    *,
+    value_fn: Any = None,
+    value=None,
+    **extra_args,
   ):
     del extra_args
     require("track_lipschitz", params=params, value_fn=value_fn)
@@ -113,26 +122,23 @@ def track_lipschitz(
     dtype = state.lipschitz.dtype
     value = value if trees.is_wide(params) else None
 
-    def look(state):
+    def refresh(state):
       at, gradient, loss = jax.lax.optimization_barrier(
         (widen(params), widen(updates), value)
       )
-      new = extreme_spectrum(
-        value_fn, at, gradient, *subspace, order, state.spectrum
-      )
-      spaces = step.find_spaces(
-        value_fn, at, loss, gradient, new.values, new.vectors, new.used
-      )
-      found, inner, _ = oracle.estimate(spaces, state.oracle)
-      sound = jnp.isfinite(new.values).all() & jnp.isfinite(found).all()
+      point = Point(value_fn, at, loss, gradient)
+      new = extreme_spectrum(point, *subspace, order, state.spectrum)
+      spaces = find_spaces(point, new)
+      found, inner, _ = estimator.estimate(spaces, state.estimator)
+      known = jnp.isfinite(new.values).all() & jnp.isfinite(found).all()
       following = state._replace(
-        spectrum=new, lipschitz=found.astype(dtype), oracle=inner
+        spectrum=new, lipschitz=found.astype(dtype), estimator=inner
       )
-      return trees.select(sound, following, state)._replace(known=sound)
+      return trees.select(known, following, state)._replace(known=known)
 
     due = (state.count % every == 0) | ~state.known
     due = due & jnp.isfinite(trees.largest(updates, dtype))
-    state = run_if(due, look, state)
+    state = run_if(due, refresh, state)
     return updates, state._replace(count=trees.increment(state.count))
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -1,12 +1,14 @@
 """ELMO's trials: a step, what it promises, and whether the loss keeps it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gen_optax.elmo import step
-from gen_optax.elmo.local import Local
+from gen_optax.elmo.model import Model
+from gen_optax.guards.scale import Scale, check, exceeds, new_scale
+from gen_optax.helpers import trees
 from gen_optax.helpers.lazy import run_if
 
 # A trial is accepted from this ratio of actual to predicted decrease on, and
@@ -14,18 +16,25 @@ from gen_optax.helpers.lazy import run_if
 ACCEPT = 0.1
 RELAX = 0.9
 # A rejection raises sigma by a factor between these, to the value with which
-# the model would have foreseen the loss that was met. Doubling alone takes a
-# fifth more evaluations on Rosenbrock's function.
+# the model would have foreseen the loss. Doubling alone takes a fifth more
+# evaluations on Rosenbrock's function.
 LEAST_RAISE = 2
 MOST_RAISE = 8
-# A trial this many times as long as the steps before it is not believed,
-# however low the loss there: where the curvature turns negative, the length is
-# twice the eigenvalue over a sigma that has halved for many steps.
+# A trial this many times as long as the usual step is refused, however low the
+# loss there. Where the curvature turns negative, the length is twice the
+# eigenvalue over a sigma that has halved for many steps.
 MAX_GROWTH = 5.0
-SMOOTHING = 0.9
 # Sigma's range; the floor is in units of the largest |eigenvalue|.
 _FLOOR = 1e-8
 _CEILING = 1e30
+
+
+class Settings(NamedTuple):
+  """The arguments of `scale_by_elmo` that trials read."""
+
+  saddle_sign: str
+  max_step: Any
+  max_rejections: Any
 
 
 class Trials(NamedTuple):
@@ -33,15 +42,15 @@ class Trials(NamedTuple):
 
   Attributes:
     moves: the coordinates of the last trial, shape (m,).
-    side: of a saddle that the next trial takes, 1 or -1.
-    scale: the factor on the other optimizer's step.
-    sigma: what is added to the Lipschitz parameters; after the last trial, of
-      the next step.
+    side: of a saddle, for the next trial, 1 or -1.
+    scale: the factor on the step of the complement's optimizer.
+    sigma: what the next trial, or the next step, adds to the Lipschitz
+      parameters.
     ratio: actual over predicted decrease.
     accepted: whether that was enough.
     rejections: trials that failed.
     evaluations: of the loss.
-    cut: whether a trial was refused for its length.
+    too_long: whether a trial was refused for its length.
   """
 
   moves: jax.Array
@@ -52,14 +61,14 @@ class Trials(NamedTuple):
   accepted: jax.Array
   rejections: jax.Array
   evaluations: jax.Array
-  cut: jax.Array
+  too_long: jax.Array
 
 
-def no_trial(local: Local, sigma, evaluations) -> Trials:
+def no_trial(model: Model, sigma, evaluations) -> Trials:
   """The state before the first trial."""
-  dtype = local.values.dtype
+  dtype = model.values.dtype
   return Trials(
-    moves=jnp.zeros_like(local.values),
+    moves=jnp.zeros_like(model.values),
     side=jnp.ones((), dtype),
     scale=jnp.ones((), dtype),
     sigma=sigma,
@@ -67,101 +76,78 @@ def no_trial(local: Local, sigma, evaluations) -> Trials:
     accepted=jnp.zeros((), bool),
     rejections=jnp.zeros((), jnp.int32),
     evaluations=evaluations,
-    cut=jnp.zeros((), bool),
+    too_long=jnp.zeros((), bool),
   )
 
 
-def propose(local: Local, sigma, scale, saddle_sign, max_step):
-  """Coordinates downhill, along lost negative curvature, and L of a trial."""
-  lipschitz = local.lipschitz + sigma
-  arguments = (local.same, local.slopes, local.values, lipschitz)
-  moves = step.coordinates(*arguments)
-  escape = jnp.zeros_like(moves)
-  if saddle_sign != "zero":
-    escape = step.escapes(*arguments, local.length, local.used)
-  if max_step is not None:
-    size = length(local, jnp.stack([moves, escape]), scale)
-    limit = jnp.asarray(max_step, moves.dtype)
+def propose(model: Model, sigma, scale, settings: Settings):
+  """Coordinates downhill and along lost negative curvature, and the scale."""
+  moves, escape = model.minimum(sigma)
+  if settings.saddle_sign == "zero":
+    escape = jnp.zeros_like(moves)
+  if settings.max_step is not None:
+    size = model.norm(jnp.stack([moves, escape]), scale)
+    limit = jnp.asarray(settings.max_step, moves.dtype)
     shrink = jnp.minimum(1, limit / jnp.where(size > 0, size, 1))
     moves, escape, scale = shrink * moves, shrink * escape, shrink * scale
-  return moves, escape, scale, lipschitz
+  return moves, escape, scale
 
 
-def length(local: Local, moves, scale) -> jax.Array:
-  """The norm of a step, of these coordinates and `scale` of the other's."""
-  other = scale * local.other_size
-  return jnp.sqrt(jnp.sum(moves**2) + other**2)
+def learn_length(scale: Scale, model: Model, trial: Trials) -> Scale:
+  """Takes in the norm of a step that was taken.
 
-
-def usual_length(usual, local: Local, trial: Trials) -> jax.Array:
-  """Takes in the norm of a step that was taken and is not zero.
-
-  It goes up at once and comes down as an average does. A step that was cut
-  forgets it: where the next one is as long, two steps agree. Lengths that were
-  tiny once would else hold the run back for as long as it takes to regrow.
+  The scale goes up at once and comes down as an average does. A trial that was
+  refused for its length resets it, so that the next step is not limited: two
+  long ones in a row are believed. Otherwise a run with tiny steps behind it
+  would be held back until they have grown again.
   """
-  new = length(local, trial.moves, trial.scale).astype(usual.dtype)
-  mixed = SMOOTHING * usual + (1 - SMOOTHING) * new
-  taken = trial.accepted & (new > 0)
-  usual = jnp.where(taken, jnp.maximum(new, mixed), usual)
-  return jnp.where(trial.cut, 0.0, usual)
+  new = model.norm(trial.moves, trial.scale).astype(scale.usual.dtype)
+  new = jnp.where(trial.accepted, new, 0.0)
+  _, _, after = check(scale, new, MAX_GROWTH)
+  after = after._replace(usual=jnp.maximum(after.usual, new))
+  return trees.select(trial.too_long, new_scale(new.dtype), after)
 
 
-def run(
-  local: Local,
-  before,
-  start: Trials,
-  pending,
-  usual,
-  saddle_sign,
-  max_step,
-  tries,
+def safeguarded(
+  model: Model, start: Trials, pending, usual: Scale, settings: Settings
 ) -> Trials:
   """Tries steps of growing caution until one keeps its promise.
 
   Args:
-    local: this step.
-    before: the loss at the parameters.
+    model: of this step.
     start: from `no_trial`.
     pending: whether to try at all.
-    usual: from `usual_length`, zero where it is not known.
-    saddle_sign: "probe" tries the sides of a saddle in turn.
-    max_step: the largest norm of a step, or None.
-    tries: how many rejections are too many.
+    usual: running scale of the length of steps.
+    settings: of `scale_by_elmo`.
   """
-  size = jnp.abs(local.values).max(initial=0)
-  # It ends the halving and never raises: after one absurd Hessian sigma would
-  # take dozens of steps to come down.
+  before: Any = model.spaces.value
+  dtype = model.values.dtype
+  size = jnp.abs(model.values).max(initial=0)
+  # It ends the halving and never raises sigma, which would take dozens of steps
+  # to come down after one absurd Hessian.
   floor = jnp.minimum(_FLOOR * jnp.where(size > 0, size, 1), start.sigma)
-
-  longest = jnp.where(usual > 0, MAX_GROWTH * usual, jnp.inf)
 
   def body(carry):
     _, trial = carry
-    moves, escape, scale, lipschitz = propose(
-      local, trial.sigma, trial.scale, saddle_sign, max_step
-    )
+    moves, escape, scale = propose(model, trial.sigma, trial.scale, settings)
     moves = moves + trial.side * escape
-    far = length(local, moves, scale) > longest
+    far = exceeds(usual, model.norm(moves, scale), MAX_GROWTH)
     after = run_if(
       ~far,
-      lambda _: loss_at(local, moves, scale).astype(before.dtype),
+      lambda _: model.loss_after(moves, scale).astype(before.dtype),
       jnp.full_like(before, jnp.nan),
     )
-    arguments = (local.same, moves, local.slopes, local.values)
-    change = step.predicted_change(*arguments, lipschitz)
-    foreseen = step.predicted_change(*arguments, local.lipschitz)
-    if local.other is not None:
-      # An optimizer with memory may go uphill; it does not promise that.
-      change += jnp.minimum(local.other_change(scale), 0)
-      foreseen += local.other_change(scale)
-    ratio = step.decrease_ratio(before, after, -change.astype(before.dtype))
-    ratio = ratio.astype(local.values.dtype)
+    other = model.other_change(scale)
+    # An optimizer with memory may go uphill; it does not promise that.
+    promised = model.change(moves, trial.sigma) + jnp.minimum(other, 0)
+    foreseen = model.change(moves) + other
+    ratio = step.decrease_ratio(before, after, -promised.astype(before.dtype))
+    ratio = ratio.astype(dtype)
     accepted = ratio >= ACCEPT
     lower = jnp.where(ratio > RELAX, trial.sigma / 2, trial.sigma)
-    needed = (after - before - foreseen) / step.cubic_change(local.same, moves)
+    needed = (after - before - foreseen) / step.cubic_change(model.same, moves)
     needed = needed.astype(trial.sigma.dtype) / trial.sigma
-    # Where the loss is not a number, or not believed, nothing is known.
+    # A loss that is not a number, or that was not evaluated, says nothing.
     needed = jnp.where(jnp.isfinite(needed), needed, MOST_RAISE)
     higher = trial.sigma * jnp.clip(needed, LEAST_RAISE, MOST_RAISE)
     sigma = jnp.where(accepted, lower, higher)
@@ -169,50 +155,44 @@ def run(
     following = Trials(
       moves=moves,
       # Trials take turns on the two sides of a saddle.
-      side=jnp.where(saddle_sign == "probe", -trial.side, trial.side),
+      side=-trial.side if settings.saddle_sign == "probe" else trial.side,
       scale=jnp.where(accepted, scale, trial.scale / 2),
       sigma=jnp.clip(sigma, floor, _CEILING),
       ratio=ratio,
       accepted=accepted,
       rejections=rejections,
       evaluations=trial.evaluations + ~far,
-      cut=trial.cut | far,
+      too_long=trial.too_long | far,
     )
-    return ~accepted & (rejections <= tries), following
+    return ~accepted & (rejections <= settings.max_rejections), following
 
   last = jax.lax.while_loop(lambda c: c[0], body, (pending, start))[1]
-  # Where nothing helped, the gradient may be to blame rather than the
-  # curvature: the next step must not start from all that was tried.
+  # If nothing helped, the gradient may be at fault rather than the curvature.
+  # The next step must not start from the largest sigma that was tried.
   doubled = start.sigma * 2.0**last.rejections
   failed = pending & ~last.accepted
   sigma = jnp.where(failed, jnp.clip(doubled, floor, _CEILING), last.sigma)
   return last._replace(sigma=sigma.astype(start.sigma.dtype))
 
 
-def only(local: Local, start: Trials, healthy, saddle_sign, max_step) -> Trials:
+def unsafeguarded(
+  model: Model, start: Trials, healthy, settings: Settings
+) -> Trials:
   """The first step without a trial, on the lower side of a saddle."""
-  moves, escape, scale, _ = propose(
-    local, start.sigma, start.scale, saddle_sign, max_step
-  )
+  moves, escape, scale = propose(model, start.sigma, start.scale, settings)
 
-  def look(carry):
+  def probe(carry):
     ahead, back = moves + escape, moves - escape
-    lower = loss_at(local, back, scale) < loss_at(local, ahead, scale)
-    return jnp.where(lower, back, ahead), carry[1] + 2
+    after = lambda moves: model.loss_after(moves, scale)
+    return jnp.where(after(back) < after(ahead), back, ahead), carry[1] + 2
 
   carry = (moves + escape, start.evaluations)
-  if saddle_sign == "probe":
-    carry = run_if(jnp.any(escape > 0), look, carry)
-  size = jnp.sum(jnp.abs(carry[0])) + jnp.abs(scale * local.other_size)
+  if settings.saddle_sign == "probe":
+    carry = run_if(jnp.any(escape > 0), probe, carry)
+  size = jnp.sum(jnp.abs(carry[0])) + jnp.abs(scale * model.other_length)
   return start._replace(
     moves=carry[0],
     scale=scale,
     accepted=healthy & jnp.isfinite(size),
     evaluations=carry[1],
   )
-
-
-def loss_at(local: Local, moves, scale) -> jax.Array:
-  """The loss after the move with these coordinates."""
-  fn, params = local.spaces.value_fn, local.spaces.params
-  return step.loss_after(fn, params, local.move(moves, scale))

@@ -1,16 +1,22 @@
-"""A step back, where the loss belies the step that led to it."""
+"""A step back, after a step that the loss then contradicts.
+
+It fits optimizers that take a step only where the loss falls, as ELMO's trials
+do; under any other a rise of the loss is no contradiction. Around a complete
+optimizer of that kind a wrapper would keep a `Last`, withhold the optimizer's
+update where `is_reverted` holds, and add `last.params - params` instead.
+"""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from gen_optax.guards.scale import Scale, check, exceeds, new_scale
 from gen_optax.helpers import trees
 
-# A trial is accepted because the loss falls, so a rise that is this many times
-# the usual change says that the loss, or its batch, has deceived the last one.
+# The last step was accepted because the loss fell. If the loss then rises by
+# this many times its usual change, it was wrong then, or had a faulty batch.
 MAX_RISE = 10.0
-_SMOOTHING = 0.9
 
 
 class Last(NamedTuple):
@@ -19,14 +25,13 @@ class Last(NamedTuple):
   Attributes:
     params: where the last call was made.
     value: of the loss there, or where it last was a number.
-    change: the running size of the loss's change from one step to the next;
-      zero where that is not known.
-    taken: whether there was one, other than a step back.
+    change: running scale of the loss's change from one step to the next.
+    taken: whether there was a step, other than a step back.
   """
 
   params: Any
   value: jax.Array
-  change: jax.Array
+  change: Scale
   taken: jax.Array
 
 
@@ -35,31 +40,26 @@ def no_step(params, dtype) -> Last:
   return Last(
     params=trees.copy(params),
     value=jnp.zeros((), dtype),
-    change=jnp.zeros((), dtype),
+    change=new_scale(dtype),
     taken=jnp.zeros((), bool),
   )
 
 
-def is_belied(last: Last, value) -> jax.Array:
+def is_reverted(last: Last, value) -> jax.Array:
   """Whether the loss has risen by far more than it usually changes."""
-  # Behind the first step what is usual is not known: twice the loss.
-  usual = jnp.where(
-    last.change > 0, MAX_RISE * last.change, jnp.abs(last.value)
-  )
-  return last.taken & (value - last.value > usual)
+  rise = value - last.value
+  # After the first step no change is usual yet: the loss may double.
+  first = (last.change.usual == 0) & (rise > jnp.abs(last.value))
+  return last.taken & (first | exceeds(last.change, rise, MAX_RISE))
 
 
 def remember(last: Last, params, value, taken) -> Last:
-  """Takes in this step; of an unusual change no more than `MAX_RISE`."""
+  """Takes in this call; an unusual change counts for `MAX_RISE` usual ones."""
   new = jnp.abs(value - last.value)
-  mixed = _SMOOTHING * last.change + (1 - _SMOOTHING) * jnp.minimum(
-    new, MAX_RISE * last.change
-  )
-  mixed = jnp.where(last.change > 0, mixed, new)
-  counts = last.taken & jnp.isfinite(new)
+  _, _, change = check(last.change, new, MAX_RISE, cap=MAX_RISE)
   return Last(
     params=params,
     value=jnp.where(taken, value, last.value),
-    change=jnp.where(counts, mixed, last.change),
+    change=trees.select(last.taken, change, last.change),
     taken=taken,
   )

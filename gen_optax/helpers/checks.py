@@ -32,6 +32,22 @@ def check_in(name: str, number, low: float, high: float):
     raise ValueError(f"{name} must lie in [{low}, {high}), got {number!r}.")
 
 
+def check_positive(**numbers):
+  """Raises `ValueError` for the first that is not, or is infinite."""
+  for name, number in numbers.items():
+    if is_known(number) and not 0 < number < float("inf"):
+      raise ValueError(f"{name} must be positive and finite, got {number!r}.")
+
+
+def check_integers(least: int, **counts):
+  """Raises `ValueError` for the first that is no integer, or too small."""
+  for name, count in counts.items():
+    if is_known(count) and (count != int(count) or count < least):
+      raise ValueError(
+        f"{name} must be an integer, at least {least}, got {count!r}."
+      )
+
+
 def check_not_negative(**numbers):
   """Raises `ValueError` for the first negative number; schedules pass."""
   for name, number in numbers.items():

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from gen_optax.helpers.checks import take_optimizer
+from gen_optax.helpers.rounding import RECOMPILED
 from gen_optax.oracle.line import ValueFn, scalar_loss
 
 _CALL = (
@@ -98,12 +99,11 @@ def check_value_fn(
     )
   if value is None:
     return
-  # Two compilations of one loss differ by rounding: a few hundred eps.
   eps = max(float(jnp.finfo(jnp.result_type(value, jnp.float32)).eps), 1e-7)
   lowest = optax.tree.dtype(params, "lowest")
   if lowest is not None and jnp.issubdtype(lowest, jnp.floating):
     eps = max(eps, float(jnp.finfo(lowest).eps))
-  if not abs(first - value) <= 300 * eps * max(abs(first), abs(value)):
+  if not abs(first - value) <= RECOMPILED * eps * max(abs(first), abs(value)):
     raise ValueError(
       f"value_fn(params) is {first}, but value is {value}: both must be the "
       "same loss on the same batch with the same random key and the same "
@@ -257,14 +257,14 @@ def rename_extra_args(
 def average_over(value_fn: ValueFn, axis_name: str) -> ValueFn:
   """The closure averaged over a mapped axis, for `shard_map` and `pmap`.
 
-  Each device sees its part of the batch. A closure that is not averaged sends
-  each device its own way. Inside `shard_map` whoever reads such a closure
-  raises `ValueError` while it is traced, by the types of jax: with
-  `check_vma=False`, under `pmap`, and where each device has a copy of the
-  parameters of its own, nothing can be seen.
+  Each device sees its part of the batch, so with a closure that is not averaged
+  the devices diverge. Inside `shard_map` a stage that reads such a closure
+  raises `ValueError` while it is traced, because jax's types show it. They do
+  not with `check_vma=False`, under `pmap`, and where each device has its own
+  copy of the parameters.
 
   For parameters that are whole on every device: of sharded ones the transforms
-  would see a part. Shard those under `jax.jit`, which needs no adapter.
+  would see only a part. Shard those under `jax.jit`, which needs no adapter.
 
   Args:
     value_fn: the loss of this device's part of the batch.

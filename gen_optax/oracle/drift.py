@@ -47,29 +47,25 @@ def no_drift(params, curvature) -> Drift:
 
 
 def observe(drift: Drift, params, now, before, ema, eps=0.0) -> Drift:
-  r"""Takes in one Hessian.
+  r"""Takes in one Hessian: line 5 of the ELMO paper's Algorithm 2.
 
   .. math::
 
     L \leftarrow \alpha L + (1 - \alpha)
       \frac{|h(\theta) - h(\theta')|}{\epsilon + \|\theta - \theta'\|}
 
-  with theta' the point of the Hessian before. (The paper's Algorithm 2, line 5,
-  writes t - 1, the step before, whenever the last Hessian was.) The first
-  Hessian is no observation, because there is nothing to subtract; nor is one
-  without a step since.
+  with theta' the point of the Hessian before. (The paper writes t - 1, the step
+  before, whenever the last Hessian was.) The first Hessian is no observation,
+  because there is nothing to subtract; nor is one without a step since.
 
   Args:
     drift: the state.
-    params: theta, a tree in at least float32.
-    now: h(theta), like `drift.curvature`.
+    params: theta, in at least float32.
+    now: h(theta).
     before: h(theta'): the curvature at the old point, taken with the batch and
       the probes of `now`; or `drift.curvature`, what was found there then.
     ema: alpha in [0, 1).
     eps: epsilon_2, at least 0.
-
-  Returns:
-    The new state.
   """
   dtype = drift.mean.weight.dtype
   moved = trees.norm(jax.tree.map(jnp.subtract, params, drift.params), dtype)

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 
 from gen_optax.helpers import trees
 from gen_optax.helpers.lazy import run_if
+from gen_optax.helpers.rounding import CANCELLED
 
-# Where a product loses this much of its length, what is left is orthogonalised
-# again: its rounding has grown by the inverse.
-_CANCELLED = 1e-2
+# A product that keeps less than this part of its length is orthogonalised once
+# more, because its rounding has grown by the inverse.
+_REPEAT = 1e-2
 
 
 class Eigenpairs(NamedTuple):
@@ -27,14 +28,15 @@ class Eigenpairs(NamedTuple):
     vectors: a tree with k orthonormal rows of each leaf's shape.
     residuals: the norm of H v - value v, shape (k,), as Lanczos' recurrence
       knows it; rounding adds about eps |H|. An eigenvalue is no further off.
-    rest: the largest |Ritz value| that is not among `values`, 0 if there is
-      none: how sharply the operator bends the directions that are left.
+    complement_bound: the largest |Ritz value| that is not among `values`, 0 if
+      there is none: an estimate of the bound of the |curvature| in the
+      directions that are left.
   """
 
   values: jax.Array
   vectors: Any
   residuals: jax.Array
-  rest: jax.Array
+  complement_bound: jax.Array
 
 
 def extreme_eigenpairs(
@@ -53,11 +55,11 @@ def extreme_eigenpairs(
     H (Q s_i) \approx \theta_i Q s_i, \;
     \text{residual } \beta_m |S_{m i}|
 
-  Each new vector is orthogonalised against all before it: without that, copies
-  of eigenvalues that have converged come back. Once is enough, in float32 too,
-  but where hardly anything of the vector is left. Where the space is
-  exhausted (the identity, low rank), the basis goes on from a noise vector,
-  which also finds repeated eigenvalues.
+  Each new vector is orthogonalised against all before it; otherwise copies of
+  eigenvalues that have converged come back. Once is enough, in float32 too,
+  unless hardly anything of the vector is left. Where the space is exhausted
+  (the identity, low rank), the basis goes on from a noise vector, which also
+  finds repeated eigenvalues.
 
   Args:
     hvp: the product with a symmetric operator, a tree like `like` to another.
@@ -107,7 +109,7 @@ def extreme_eigenpairs(
     values=ritz[chosen],
     vectors=trees.combine(basis, weights[:, chosen].T),
     residuals=jnp.abs(beta[-1:] * weights[-1:, chosen]).sum(0),
-    rest=jnp.abs(left).max(initial=0.0),
+    complement_bound=jnp.abs(left).max(initial=0.0),
   )
 
 
@@ -171,8 +173,8 @@ def _tridiagonal(hvp, first, order, dtype):
     basis = jax.tree.map(lambda b, x: b.at[j].set(x), basis, q)
     w = jax.tree.map(lambda h, x: h.astype(x.dtype), hvp(q), q)
     a, b = trees.vdot(q, w, dtype), beta[j - 1]
-    # The large parts go first: taking them out with the rest would multiply
-    # what the basis lacks in orthogonality, at every step.
+    # The large parts go first. Taken out together with the small ones, they
+    # would multiply the basis' loss of orthogonality in every step.
     w = jax.tree.map(
       lambda w, q, p: w - a.astype(w.dtype) * q - b.astype(w.dtype) * p,
       *(w, q, last),
@@ -180,7 +182,7 @@ def _tridiagonal(hvp, first, order, dtype):
     w = orthogonalise(basis, w)
     length = trees.norm(w, dtype)
     size = jnp.maximum(size, jnp.abs(a) + length)
-    exhausted = length <= 4 * eps * size
+    exhausted = length <= CANCELLED * eps * size
 
     def again(x):
       x = trees.select(exhausted, trees.noise_like(x, j + 1), x)
@@ -189,7 +191,7 @@ def _tridiagonal(hvp, first, order, dtype):
         x = unit(x, jnp.sqrt(trees.vdot(x, x, dtype)))
       return x
 
-    following = run_if(length <= _CANCELLED * size, again, unit(w, length))
+    following = run_if(length <= _REPEAT * size, again, unit(w, length))
     alpha = alpha.at[j].set(a)
     beta = beta.at[j].set(jnp.where(exhausted, 0, length))
     return basis, following, q, alpha, beta, size

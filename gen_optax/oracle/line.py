@@ -90,11 +90,11 @@ def real_scalar(loss, name: str, for_pairs: str) -> jax.Array:
 
 
 def check_averaged(name: str, result: jax.Array, params):
-  """Raises where devices with the same parameters get each its own result.
+  """Raises where devices with the same parameters get different results.
 
-  Inside `shard_map` that is the loss of a part of the batch. Whoever follows it
-  parts from the others, and derivatives by parameters that all share are sums
-  over the devices, of which nobody is told.
+  Inside `shard_map` that is the loss of a part of the batch. Devices that
+  follow it diverge, and derivatives with respect to shared parameters are
+  silently summed over the devices.
   """
   own = set(_varies_over(result))
   for leaf in jax.tree.leaves(params):
@@ -138,9 +138,8 @@ def losses(
     Losses in at least float32, shape (k,). Costs k forward passes.
 
   Raises:
-    ValueError: the loss is narrower. It has three digits then, and what they do
-      not show is most of the bend between two points: the parabola is straight,
-      and its optimum nowhere.
+    ValueError: the loss is narrower. Its three digits hide most of the
+      curvature between two points: the parabola is straight and has no optimum.
   """
 
   def at(step):

@@ -176,7 +176,7 @@ def make_methods(initial: float) -> dict:
   """All of them, with the same first parameter where one is adapted."""
   guarded = partial(elmo, initial_sigma=initial)
   raw = partial(elmo, safeguarded=False)
-  # Without a safeguard an oracle's parameters are used as they are, nearly.
+  # Without a safeguard an estimator's L is used as it is, or nearly.
   nearly = partial(raw, initial_sigma=1e-8)
   halves, gradients = REFERENCES
   return {

@@ -283,7 +283,7 @@ def says(state):
   """Whether a stage reports a step withheld, a pair or a trial refused."""
   said = jnp.zeros((), bool)
   for name, x in gen_optax.metrics(state).items():
-    if name.endswith(("/skipped", "/rejected", "/rejections", "/belied")):
+    if name.endswith(("/skipped", "/rejected", "/rejections", "/reverted")):
       said |= x > 0
     if name.endswith("/accepted"):
       said |= ~x

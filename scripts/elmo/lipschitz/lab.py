@@ -26,7 +26,7 @@ ORDER = 40
 EXPONENTS = np.arange(-20, 21)
 # Lengths among which the best step along an eigenvector is sought.
 LENGTHS = 2.0 ** np.linspace(-16, 8, 73)
-ORACLES = {
+ESTIMATORS = {
   "third": elmo.third_derivative(),
   "gradient": elmo.eigenvalue_gradient(),
 }
@@ -116,7 +116,8 @@ def look(loss, params, arcs, rate):
     used=jnp.ones(2, bool),
   )
   found = {
-    name: oracle.estimate(spaces, ())[0] for name, oracle in ORACLES.items()
+    name: estimator.estimate(spaces, ())[0]
+    for name, estimator in ESTIMATORS.items()
   }
   found["eigen_arc"], first, _ = EIGEN_ARC.estimate(ends, arcs[0])
   found["no_floor"], second, _ = NO_FLOOR.estimate(ends, arcs[1])

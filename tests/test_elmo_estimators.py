@@ -1,4 +1,4 @@
-"""Lipschitz oracles, EigenARC, tracking, and the curvature report."""
+"""Lipschitz estimators, EigenARC, tracking, and the curvature report."""
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,8 @@ import pytest
 
 import gen_optax
 from gen_optax import elmo, problems
-from gen_optax.elmo import step
-from gen_optax.elmo.oracles import make_oracle
+from gen_optax.elmo.estimators import make_estimator
+from gen_optax.elmo.spectrum import Point, Spectrum, find_spaces
 from gen_optax.oracle import line
 
 ROSENBROCK = problems.rosenbrock().fn
@@ -17,21 +17,25 @@ BEALE = problems.beale().fn
 
 
 def spaces_at(loss, w):
-  """Everything an oracle may read, from a dense decomposition."""
+  """Everything an estimator may read, from a dense decomposition."""
   w = jnp.asarray(w)
   values, vectors = jnp.linalg.eigh(jax.hessian(loss)(w))
-  return step.find_spaces(
-    *(loss, w, loss(w), jax.grad(loss)(w), values, vectors.T),
-    jnp.ones(len(values), bool),
+  return spaces_of(
+    Point(loss, w, loss(w), jax.grad(loss)(w)), values, vectors.T
   )
 
 
+def spaces_of(point, values, vectors):
+  used = jnp.ones(len(values), bool)
+  return find_spaces(point, Spectrum(values, vectors, used, jnp.zeros(())))
+
+
 def estimate(lipschitz, loss, *points):
-  """What an oracle says at the last of `points`, and evaluations there."""
-  oracle = make_oracle(lipschitz)
-  state = oracle.init(jnp.asarray(points[0]), len(points[0]))
+  """What an estimator says at the last of `points`, and evaluations there."""
+  estimator = make_estimator(lipschitz)
+  state = estimator.init(jnp.asarray(points[0]), len(points[0]))
   for w in points:
-    found, state, spent = oracle.estimate(spaces_at(loss, w), state)
+    found, state, spent = estimator.estimate(spaces_at(loss, w), state)
   return found, state, int(spent)
 
 
@@ -57,10 +61,10 @@ def test_in_a_repeated_space_the_direction_is_the_gradients(x64):
   u = jnp.array([1.0, 2.0, 2.0]) / 3
   turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
   spaces = spaces_at(loss, jnp.zeros(3))
-  turned = step.find_spaces(*spaces[:5], turn @ spaces.vectors, spaces.used)
+  turned = spaces_of(Point(*spaces[:4]), spaces.values, turn @ spaces.vectors)
   exact = line.third_derivative(loss, jnp.zeros(3), u)
   for basis in (spaces, turned):
-    found, _, _ = make_oracle("third").estimate(basis, ())
+    found, _, _ = make_estimator("third").estimate(basis, ())
     np.testing.assert_allclose(found, exact, rtol=1e-10)
 
 

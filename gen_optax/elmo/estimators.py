@@ -1,4 +1,4 @@
-"""The oracles by name."""
+"""The Lipschitz estimators by name."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 
 from gen_optax.elmo.eigen_arc import eigen_arc
 from gen_optax.elmo.lipschitz import (
-  LipschitzOracle,
+  LipschitzEstimator,
   adaptive,
   constant,
   drift,
@@ -15,11 +15,11 @@ from gen_optax.elmo.lipschitz import (
   from_function,
   third_derivative,
 )
-from gen_optax.elmo.step import Eigenspaces
+from gen_optax.elmo.spectrum import Eigenspaces
 
 Name = Literal["adaptive", "drift", "third", "gradient", "eigen_arc"]
 Lipschitz = (
-  Name | ArrayLike | Callable[[Eigenspaces], ArrayLike] | LipschitzOracle
+  Name | ArrayLike | Callable[[Eigenspaces], ArrayLike] | LipschitzEstimator
 )
 
 _BY_NAME = {
@@ -31,15 +31,15 @@ _BY_NAME = {
 }
 
 
-def make_oracle(lipschitz: Lipschitz) -> LipschitzOracle:
-  """The oracle that a `lipschitz` argument stands for."""
-  if isinstance(lipschitz, LipschitzOracle):
+def make_estimator(lipschitz: Lipschitz) -> LipschitzEstimator:
+  """The estimator that a `lipschitz` argument stands for."""
+  if isinstance(lipschitz, LipschitzEstimator):
     return lipschitz
   if isinstance(lipschitz, str):
     if lipschitz not in _BY_NAME:
       raise ValueError(
         f"lipschitz must be one of {tuple(_BY_NAME)}, a positive number or "
-        f"array, a function or a LipschitzOracle, got {lipschitz!r}."
+        f"array, a function or a LipschitzEstimator, got {lipschitz!r}."
       )
     return _BY_NAME[lipschitz]()
   if callable(lipschitz):
@@ -49,5 +49,5 @@ def make_oracle(lipschitz: Lipschitz) -> LipschitzOracle:
 
 def is_constant(lipschitz: Lipschitz) -> bool:
   """Whether the argument is a number or an array."""
-  named = isinstance(lipschitz, str | LipschitzOracle)
+  named = isinstance(lipschitz, str | LipschitzEstimator)
   return not named and not callable(lipschitz)
