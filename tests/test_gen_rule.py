@@ -9,9 +9,9 @@ from running import fit_of, gen_state, step
 
 import gen_optax
 from gen_optax.gen import outliers, rule
-from gen_optax.gen.averages import Parabola, forget_fits, no_averages
 from gen_optax.gen.fit import LineFit, unknown_fit
 from gen_optax.gen.search import fit_or_search, search_step
+from gen_optax.gen.state import Parabola, forget_fits, no_averages
 from gen_optax.guards.scale import Scale
 from gen_optax.helpers import mean
 from gen_optax.helpers.mean import Mean

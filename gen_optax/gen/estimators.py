@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 
 from gen_optax.gen.fit import (
-  ROUNDING,
   LineFit,
   check_probes,
   exact_fit,
   fit_losses,
 )
 from gen_optax.helpers.checks import require_leaves
+from gen_optax.helpers.rounding import FITTED
 from gen_optax.oracle import hessian, line
 
 Estimator = Literal["known_slope", "fit", "forward", "hvp"]
@@ -40,7 +40,7 @@ def make_estimate(
   probes: Sequence[float] | None,
   degree: int,
   evaluate: line.Evaluate,
-  rounding: float = ROUNDING,
+  rounding: float = FITTED,
 ) -> Estimate:
   """`estimate(value_fn, params, direction, rate, value, slope) -> LineFit`.
 

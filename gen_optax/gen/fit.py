@@ -16,9 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Rounding of a difference of losses, in units of eps |L0|. Measured: with 100
-# the fitted curvature of a real network is good to about 10 %.
-ROUNDING = 100.0
+from gen_optax.helpers.rounding import FITTED
 
 
 class LineFit(NamedTuple):
@@ -113,7 +111,7 @@ def fit_losses(
   *,
   degree: int = 2,
   slope: jax.Array | None = None,
-  rounding: float = ROUNDING,
+  rounding: float = FITTED,
 ) -> LineFit:
   """Fits a polynomial through phi(0) to losses along the line (eq. 3.4).
 

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from gen_optax.gen import outliers
-from gen_optax.gen.averages import Averages, forget_fits
 from gen_optax.gen.observe import Observation
 from gen_optax.gen.rule import MIN_RATE, GenRule, include_fresh_slope, learn
 from gen_optax.gen.search import Trial
-from gen_optax.gen.state import ScaleByGenState
+from gen_optax.gen.state import Averages, ScaleByGenState, forget_fits
 from gen_optax.helpers import mean, trees
 
 

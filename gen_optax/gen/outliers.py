@@ -8,8 +8,8 @@ this step alone, and its weight in the averages is clipped.
 import jax
 import jax.numpy as jnp
 
-from gen_optax.gen.averages import Averages, usual_change
 from gen_optax.gen.fit import LineFit
+from gen_optax.gen.state import Averages, usual_change
 from gen_optax.guards import scale
 
 # A fit that changes the loss by more than this many times the usual is an

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from gen_optax.gen import outliers
-from gen_optax.gen.averages import Averages, Parabola
 from gen_optax.gen.fit import LineFit
+from gen_optax.gen.state import Averages, Parabola
 from gen_optax.helpers import mean
 from gen_optax.helpers.checks import check_in
 

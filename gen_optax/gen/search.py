@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from gen_optax.gen import outliers
-from gen_optax.gen.averages import Averages
 from gen_optax.gen.fit import LineFit, unknown_fit
 from gen_optax.gen.rule import MAX_RATE, MIN_RATE
+from gen_optax.gen.state import Averages
 from gen_optax.helpers.lazy import run_if
 from gen_optax.oracle import line
 

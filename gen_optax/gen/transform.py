@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import optax
 
 from gen_optax.gen import estimators
-from gen_optax.gen.averages import no_averages
 from gen_optax.gen.fit import unknown_fit
 from gen_optax.gen.observe import observe, refresh
 from gen_optax.gen.outcome import (
@@ -18,7 +17,7 @@ from gen_optax.gen.outcome import (
 from gen_optax.gen.rule import GenRule, check_rule
 from gen_optax.gen.search import decreases_loss, fit_or_search
 from gen_optax.gen.stage import Horizon, check_options, horizon_factor, report
-from gen_optax.gen.state import ScaleByGenState
+from gen_optax.gen.state import ScaleByGenState, no_averages
 from gen_optax.helpers import trees
 from gen_optax.helpers.checks import is_known
 from gen_optax.helpers.lazy import run_if
