@@ -1,4 +1,7 @@
-"""Reads states of PSGD into a dense Q, and makes problems and gradients."""
+"""Reads states of PSGD into a dense Q, and makes problems and gradients.
+
+All in one file, because every structure's dense Q is read from the same pieces.
+"""
 
 import functools
 import itertools

@@ -89,24 +89,3 @@ def test_what_is_declared_is_what_is_imported():
   names = {spec.split(">=")[0] for spec in project["dependencies"]}
   assert names == NEEDED
   assert all(">=" in spec for spec in project["dependencies"])
-
-
-SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
-ROOMS = {"common", "gen", "psgd", "elmo", "amos", "robustness", "bench"}
-
-
-def test_every_script_has_a_room():
-  folders = {path.relative_to(ROOT / "scripts").parts[0] for path in SCRIPTS}
-  assert folders == ROOMS | {"__init__.py"}
-
-
-@pytest.mark.parametrize(
-  "path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT))
-)
-def test_imports_between_the_rooms_of_scripts_point_one_way(path):
-  """To `common`, and from `bench` to any: no way leads back."""
-  room = path.relative_to(ROOT / "scripts").parts[0]
-  allowed = ROOMS if room == "bench" else {room, "common"}
-  for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.ImportFrom) and node.module.startswith("scripts"):
-      assert node.module.split(".")[1] in allowed, ast.unparse(node)

@@ -80,6 +80,27 @@ def test_no_circle():
     visit(module)
 
 
+SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
+ROOMS = {"common", "gen", "psgd", "elmo", "amos", "robustness", "bench"}
+
+
+def test_every_script_has_a_room():
+  folders = {path.relative_to(ROOT / "scripts").parts[0] for path in SCRIPTS}
+  assert folders == ROOMS | {"__init__.py"}
+
+
+@pytest.mark.parametrize(
+  "path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_imports_between_the_rooms_of_scripts_point_one_way(path):
+  """To `common`, and from `bench` to any: no way leads back."""
+  room = path.relative_to(ROOT / "scripts").parts[0]
+  allowed = ROOMS if room == "bench" else {room, "common"}
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.ImportFrom) and node.module.startswith("scripts"):
+      assert node.module.split(".")[1] in allowed, ast.unparse(node)
+
+
 SOURCES = [
   path
   for folder in ("gen_optax", "scripts", "tests", "notebooks")

@@ -2,6 +2,9 @@
 
 Tables of calls, and of what the message says; numbers that are wrong only when
 the program runs are in the `*_faults` files.
+
+All in one file, because a wrong call is looked up by its kind: options, trees,
+arguments of `update`, functions, training.
 """
 
 import functools

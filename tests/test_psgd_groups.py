@@ -1,4 +1,7 @@
-"""PSGD: properties of its groups, of their steps and of what states carry."""
+"""PSGD: properties of its groups, of their steps and of what states carry.
+
+All in one file, because every property is asked of every group of one table.
+"""
 
 import functools
 from collections.abc import Callable
