@@ -27,8 +27,9 @@ class LineFit(NamedTuple):
     curvature: A = phi''(0), in loss per squared unit of step.
     optimum: eta* = b / A, the minimiser of the parabola where A > 0; zero
       where A is.
-    quality: the share of the bend phi(s) - phi(0) + b s that the fit explains
-      and that stands above rounding, in [0, 1]; 1 for exact estimators.
+    quality: the share of the deviation from the tangent, phi(s) - phi(0) + b s,
+      that the fit explains and that stands above rounding, in [0, 1]; 1 for
+      exact estimators.
     finite: whether every number that went in was finite.
   """
 
@@ -151,23 +152,23 @@ def fit_losses(
     fall = -coefficients[0]
     fall = jnp.where(jnp.abs(fall) <= noise, 0.0, fall)
     slope = fall / rate
-    bend = change + fall * jnp.asarray(probes, dtype)
-    bent = coefficients[1:]
+    deviation = change + fall * jnp.asarray(probes, dtype)
+    higher = coefficients[1:]
     powers, design = powers[1:], design[:, 1:]
   else:
     fall = slope * rate
-    bend = change + fall * jnp.asarray(probes, dtype)
-    bent = dot(jnp.asarray(inverse, dtype), bend)
+    deviation = change + fall * jnp.asarray(probes, dtype)
+    higher = dot(jnp.asarray(inverse, dtype), deviation)
 
-  twice = 2.0 * bent[0]
+  twice = 2.0 * higher[0]
   finite = jnp.all(jnp.isfinite(change)) & jnp.isfinite(fall + twice)
   twice = jnp.where(jnp.abs(twice) <= noise, 0.0, twice)
   # Two divisions: rate^2 would underflow.
   curvature = twice / rate / rate
 
-  residual = bend - dot(jnp.asarray(design, dtype), bent)
+  residual = deviation - dot(jnp.asarray(design, dtype), higher)
   unexplained = jnp.sum(residual**2) + eps**2
-  total = jnp.sum(bend**2)
+  total = jnp.sum(deviation**2)
   quality = jnp.where(
     finite & (total > unexplained), 1.0 - unexplained / total, 0.0
   ).astype(dtype)

@@ -56,7 +56,7 @@ def observe(state: ScaleByGenState, updates, grad, value) -> Observation:
 
 def refresh(
   state: ScaleByGenState,
-  seen: Observation,
+  observed: Observation,
   updates: Any,
   grad: Any,
   params: Any,
@@ -73,7 +73,7 @@ def refresh(
     distance = trees.distance(params, state.start, dtype)
     if watch_momentum:
       sizes = trees.vdot_of_sizes(grad, updates, dtype)
-      momentum_free = momentum_free & ~has_momentum(seen.slope, sizes)
+      momentum_free = momentum_free & ~has_momentum(observed.slope, sizes)
     return include_distance(averages, distance), momentum_free
 
   late = (state.count - FIRST_STEPS) % REFRESH_EVERY == 0

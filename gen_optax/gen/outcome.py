@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
 
 def conclude(
   state: ScaleByGenState,
-  seen: Observation,
+  observed: Observation,
   due: jax.Array,
   trial: Trial,
   decreases: jax.Array | None,
@@ -41,7 +41,7 @@ def conclude(
 
   Args:
     state: before the step.
-    seen: what was known before the trial.
+    observed: what was known before the trial.
     due: whether there was to be a trial.
     trial: the last trial.
     decreases: for an exact estimator, whether the loss at a rate that was found
@@ -52,13 +52,13 @@ def conclude(
   if decreases is not None:
     fitted, found = fitted & decreases, found & decreases
   calibrated = state.calibrated | found
-  taken = fitted | (~due & seen.healthy & calibrated)
+  taken = fitted | (~due & observed.healthy & calibrated)
   if decreases is not None:
     # No loss tells how far a first line can be followed that bends down.
     downhill = fit.finite & (fit.slope > 0)
     downhill = downhill & ((fit.curvature <= 0) | ~decreases)
     taken |= due & downhill & ~calibrated & ~trial.outlier
-  failed = ~seen.healthy | (due & ~fit.finite)
+  failed = ~observed.healthy | (due & ~fit.finite)
   return Outcome(fitted, taken, failed, calibrated)
 
 
@@ -80,19 +80,19 @@ def forget_first_fit(
 def next_rate(
   rule: GenRule,
   state: ScaleByGenState,
-  seen: Observation,
+  observed: Observation,
   trial: Trial,
   outcome: Outcome,
   per_step: jax.Array,
 ) -> tuple[jax.Array, Averages, jax.Array]:
   """The rate after the step, the averages, and whether the rate was learned."""
   rate, averages = state.learning_rate, state.averages
-  if seen.directional_derivative is not None:
+  if observed.directional_derivative is not None:
     # A step of length e along u met the curvature A: in this batch's eyes the
     # slope at its start was e A - <grad, u>.
-    slope = state.curvature_times_step - seen.directional_derivative
+    slope = state.curvature_times_step - observed.directional_derivative
     averages = trees.select(
-      state.follows & seen.healthy & ~trial.outlier,
+      state.follows & observed.healthy & ~trial.outlier,
       include_fresh_slope(rule, averages, slope),
       averages,
     )
@@ -103,7 +103,7 @@ def next_rate(
   averages = trees.select(outcome.fitted, after, averages)
   averages = trees.select(
     outcome.taken,
-    outliers.include_size(averages, seen.size, trial.outlier),
+    outliers.include_size(averages, observed.size, trial.outlier),
     averages,
   )
   shorter = jnp.maximum(rate / rule.max_ratio, MIN_RATE)

@@ -13,14 +13,14 @@ Horizon = int | Callable[[jax.Array], jax.Array]
 
 
 class GenInfo(NamedTuple):
-  """What the last fit saw, for logs; lazy steps leave it standing.
+  """What the last fit found, for logs; lazy steps keep it.
 
   Attributes:
     slope: b = -phi'(0) along the update, positive downhill.
     curvature: A = phi''(0) along the update.
     optimum: eta* = b / A of this fit alone, zero where A is.
-    quality: share of the bend of the line that the fit explains and that
-      stands above rounding, in [0, 1].
+    quality: share of the line's deviation from its tangent that the fit
+      explains and that stands above rounding, in [0, 1].
     accepted: whether the learning rate followed the last fit.
     skipped: whether this step was withheld (updates of zero).
   """

@@ -189,35 +189,35 @@ def scale_by_gen(
   ):
     del extra_args
     _check_arguments(needs_grad, params, value_fn, value, grad)
-    seen = observe(state, updates, grad, value)
+    observed = observe(state, updates, grad, value)
     if fresh_slope and (bounded or leads):
-      state = refresh(state, seen, updates, grad, params, leads)
+      state = refresh(state, observed, updates, grad, params, leads)
 
     due = (state.count < dense_start) | (state.count % every == 0)
-    due = due | seen.outlier | ~state.calibrated
-    due = due & seen.healthy & (seen.size > 0)
+    due = due | observed.outlier | ~state.calibrated
+    due = due & observed.healthy & (observed.size > 0)
     trial, updates = fit_or_search(
-      lambda u, at: estimate(value_fn, params, u, at, value, seen.slope),
+      lambda u, at: estimate(value_fn, params, u, at, value, observed.slope),
       updates,
       state.learning_rate,
       state.averages,
       pending=due,
-      searching=seen.outlier | ~state.calibrated,
-      outlier=seen.outlier,
+      searching=observed.outlier | ~state.calibrated,
+      outlier=observed.outlier,
       exact=exact,
       max_ratio=rule.max_ratio,
     )
     decreases = None
     if exact:
       decreases = decreases_loss(value_fn, params, updates, value, trial)
-    outcome = conclude(state, seen, due, trial, decreases)
+    outcome = conclude(state, observed, due, trial, decreases)
     if exact:
       state, trial = forget_first_fit(rule, state, trial, outcome)
 
     # Momentum shows in the dense start, but not in its first step.
     per_step = state.momentum_free & (state.count >= dense_start) & (every == 1)
     rate, averages, accepted = next_rate(
-      rule, state, seen, trial, outcome, per_step
+      rule, state, observed, trial, outcome, per_step
     )
 
     emitted = jnp.where(outcome.fitted & trial.outlier, trial.rate, rate)
@@ -234,7 +234,7 @@ def scale_by_gen(
       learning_rate=rate,
       calibrated=outcome.calibrated,
       averages=averages,
-      follows=outcome.taken & ~trial.outlier & (seen.size > 0),
+      follows=outcome.taken & ~trial.outlier & (observed.size > 0),
       info=trees.select(due, found, kept),
     )
 
