@@ -177,6 +177,15 @@ def delayed(calls):
   return optax.GradientTransformation(init, update)
 
 
+def began():
+  """All leaves times a norm of the first parameters."""
+  update = lambda updates, norm, params=None: (
+    jax.tree.map(lambda g: g * norm, updates),
+    norm,
+  )
+  return optax.GradientTransformation(optax.tree.norm, update)
+
+
 def trips(leaves, **_):
   """As many halvings as the last leaf needs."""
   size = jnp.max(jnp.abs(leaves[-1]))
@@ -224,6 +233,7 @@ COUPLING = {
     lambda g, grad, **_: optax.tree.norm(grad)
   ),
   "an old gradient": lambda: delayed(6),
+  "where it began": lambda: began(),
   "the first leaf alone": lambda: changed(
     lambda g, **_: [g[0] + jnp.sum(g[-1]), *g[1:]]
   ),
