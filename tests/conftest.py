@@ -3,16 +3,10 @@
 import gc
 import os
 
-# Most of the suite's time is compilation of programs that run once: LLVM's, and
-# the newer of two emitters of fused loops, which alone takes half. XLA's own
-# passes, whose flops, bytes and collectives are asserted, stay as they are.
-os.environ["XLA_FLAGS"] = " ".join(
-  (
-    os.environ.get("XLA_FLAGS", ""),
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_use_fusion_emitters=false",
-  )
-)
+from scripts.common import xla
+
+# Most of the suite's time is compilation of programs that run once.
+xla.compile_fast()
 
 # Devices are threads of one pool, and two collectives may wait at once: eight
 # threads, one a device, can then wait for each other for ever.

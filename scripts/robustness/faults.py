@@ -14,15 +14,12 @@ Others are asked for finite parameters and a lower loss only. Everything is
 deterministic given `--seed`; a run that was cut short goes on where it stopped.
 """
 
-import os
 import time
 from functools import partial
 
-# Each program runs once: compile it fast.
-os.environ.setdefault(
-  "XLA_FLAGS",
-  "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
-)
+from scripts.common import xla
+
+xla.compile_fast()  # each program runs once
 
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
