@@ -263,7 +263,7 @@ def _balance(state: LowRankState) -> LowRankState:
   start = (eye, state.uu, state.vv)
   total, _, _ = jax.lax.fori_loop(0, BALANCE_STEPS, step, start)
   lower = jnp.linalg.cholesky(total @ total.T)
-  # Nothing moves where a rank-deficient factor has no balance. V'U is read here,
+  # Nothing moves if a rank-deficient factor has no balance. V'U is read here,
   # since XLA would copy U and V to read it after they are overwritten.
   finite = jnp.isfinite(lower).all() & jnp.isfinite(state.vu).all()
   lower = jnp.where(finite, lower, eye)

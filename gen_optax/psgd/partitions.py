@@ -115,8 +115,8 @@ def cyclic(size: int) -> Partition:
 def neighbours(size: int) -> Partition:
   """Blocks {mi, mi + 1, ..., mi + m - 1} of entries side by side.
 
-  On a leaf of several axes they lie along the last axis that m divides; else as
-  `cyclic`.
+  On a leaf of several axes they lie along the last axis that m divides. Where m
+  divides none or exceeds four, the rules of `cyclic` hold.
 
   Args:
     size: m, the number of entries in a block, at least 1.
