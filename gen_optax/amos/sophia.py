@@ -89,9 +89,8 @@ def given_diagonal() -> optax.GradientTransformationExtraArgs:
       )
     return jax.tree.map(_narrowed, hessian_diagonal, params), state
 
-  return optax.GradientTransformationExtraArgs(
-    optax.init_empty_state, update_fn
-  )
+  init_fn = lambda params: optax.EmptyState()
+  return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
 def _narrowed(diagonal, param):
