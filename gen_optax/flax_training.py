@@ -120,7 +120,7 @@ def value_grad_and_closure(
   """
   if not isinstance(model, nnx.Module):
     raise ValueError(
-      f"model must be an nnx module, got a {type(model).__name__}; linen models "
+      f"model must be an nnx module, got a {type(model).__name__}; for linen "
       "take gen_optax.flax_training.TrainState."
     )
   graphdef, _, others = nnx.split(model, wrt, ...)

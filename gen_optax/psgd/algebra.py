@@ -184,7 +184,8 @@ def same_for_all(bounds):
 def step(move: Move, bound, learning_rate):
   """The rows after the step; as they were where the bound overflowed."""
   group = move.group
-  # Zero where the bound is infinite. No factor of the step exceeds its root.
+  # Zero where the bound is infinite. No factor of the step exceeds the root of
+  # the bound.
   mu = learning_rate.astype(bound.dtype) / positive(bound)
   few = group.size <= 2 and bound.ndim
   changes = _few(move, mu) if few else _many(move, mu)

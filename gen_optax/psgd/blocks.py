@@ -35,7 +35,9 @@ class PairState(NamedTuple):
 
 
 class BlocksState(NamedTuple):
-  """`q` holds, for each leaf and size m of blocks, (a_0, ..., a_{m-1})."""
+  """Block-diagonal Q: `q` holds for each leaf a tuple over the sizes m of blocks
+  of (a_0, ..., a_{m-1}).
+  """
 
   q: Any
 
@@ -190,10 +192,10 @@ def blocks(
       / ||AA' - BB'||_2; steps never shrink, so a noise floor stays (take a
       tenth of the learning rate).
     steps: "global" (default) takes the smallest mu for all blocks. "block"
-      gives each its own: many times faster on a noise-free Hessian, noisier on
-      networks. "entry" is the paper's global bound, over single entries of Q's
-      gradient. It does not bound the spectral norm, so steps are up to twice as
-      long: safe below rate 0.5.
+      gives each its own, since the group is a direct sum: many times faster on
+      a noise-free Hessian, noisier on networks. "entry" is the paper's global
+      bound, over single entries of Q's gradient. It does not bound the spectral
+      norm, so steps are up to twice as long: safe below rate 0.5.
 
   Returns:
     A `Preconditioner` whose state is `BlocksState(q)`.

@@ -36,8 +36,8 @@ BALANCE_STEPS = 10
 BALANCE_RATE = 0.1
 
 # Sums of at most this many rows of a large leaf are written out: they fuse with
-# the terms beside them and spare two temporary copies. More would compile
-# slowly.
+# the terms beside them and spare two temporary copies. More rows, or many
+# leaves, would compile slowly.
 FUSED_RANK = 16
 
 
@@ -69,10 +69,10 @@ def low_rank(
   .. math:: Q = (I + U V') \mathrm{diag}(d), \quad U, V \in R^{n \times r}
 
   It fits both tails of the spectrum, large and small. Each update moves d and,
-  at random, U or V. Any invertible G gives the same Q with (U G^{-1}, V G'); it
-  drifts until I + V'U is singular, so every 50 updates balance the factors by
-  the G that brings U'U and V'V together. (The paper considers rotations only.)
-  Only inner products cross leaves, so the tree behaves as one vector.
+  at random, U or V. Q is the same for (U G^{-1}, V G') with any invertible G.
+  Left alone, G drifts until I + V'U is singular, so every 50 updates take the G
+  that brings U'U and V'V together. (The paper considers rotations only.) Only
+  inner products cross leaves, so the tree behaves as one vector.
 
   Args:
     rank: r >= 0, clipped to the number of parameters; 0 is the diagonal group
