@@ -35,8 +35,8 @@ class PairState(NamedTuple):
 
 
 class BlocksState(NamedTuple):
-  """Block-diagonal Q: `q` holds for each leaf a tuple over the sizes m of blocks
-  of (a_0, ..., a_{m-1}).
+  """Block-diagonal Q: `q` holds for each leaf a tuple over sizes m of blocks of
+  (a_0, ..., a_{m-1}).
   """
 
   q: Any
