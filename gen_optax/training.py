@@ -142,9 +142,9 @@ def _by_parts(size: int | None, argnums: int | Sequence[int]) -> Callable:
 def metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
   """What the stages of a chain report, as a flat dict of numbers.
 
-  Each state that holds an `info` gives its fields and the `learning_rate` under
-  a prefix made of its name: `ScaleByGenState` reports as `gen/learning_rate`,
-  `gen/slope`, ..., and a second one as `gen_2/...`.
+  Each state that holds an `info` gives the fields of it and its `learning_rate`
+  under a prefix made of its name: `ScaleByGenState` reports as
+  `gen/learning_rate`, `gen/slope`, ..., and a second one as `gen_2/...`.
 
   Args:
     opt_state: any optimizer state.

@@ -19,11 +19,11 @@ class CurvaturePoint(NamedTuple):
 
   Attributes:
     params: the parameters, in at least float32.
-    key: a random key, the same at both points of one Hessian time. With other
-      randomness their difference would be the noise of two draws.
+    key: a random key, the same at both points of one Hessian time. Draw from it
+      alone, or the difference is the noise of two draws.
     value_fn: the loss as a function of the parameters alone.
     logits_fn: the logits of this step's batch as a function of the parameters,
-      or None, as it was passed to `update`.
+      or None if `update` got none.
   """
 
   params: Any
