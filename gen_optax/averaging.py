@@ -29,30 +29,26 @@ def average_parameters() -> optax.GradientTransformationExtraArgs:
   .. math:: \bar w \leftarrow \bar w + \frac{9}{t + 9} (w_{t+1} - \bar w)
 
   so that step k weighs like k^8: the window is about the last tenth of the run,
-  whenever it stops. Evaluating there replaces a decaying learning rate without
-  knowing the number of steps. It helps a tuned constant rate as much as GeN.
-  Training itself is unchanged.
-
-  Takes no arguments. Must be the last stage of the chain, since it reads the
-  updates as they are applied.
+  whenever it stops. Evaluating at the average replaces a decaying learning rate
+  without knowing the number of steps. It helps a tuned constant rate as much as
+  GeN. Training itself is unchanged. This must be the last stage of the chain,
+  since it reads the updates as they are applied.
 
   Returns:
     A transformation that leaves the updates alone; read the average with
-    `averaged_parameters(state)`.
+    `averaged_parameters(state)`. It takes no forward pass and one buffer of the
+    parameters' size, at least float32, sharded as they are; on a mesh it sends
+    nothing.
 
   Raises:
     ValueError: `params` is missing.
-
-  Cost: no forward pass; one buffer of the parameters' size, at least float32,
-  sharded as they are. On a mesh it sends nothing.
 
   Example:
 
     >>> import jax.numpy as jnp, optax, gen_optax
     >>> tx = optax.chain(optax.sgd(0.5), gen_optax.average_parameters())
     >>> w = jnp.ones(2)
-    >>> state = tx.init(w)
-    >>> updates, state = tx.update(w, state, w)
+    >>> _, state = tx.update(w, tx.init(w), w)
     >>> print(gen_optax.averaged_parameters(state))
     [0.5 0.5]
 
@@ -78,8 +74,9 @@ def average_parameters() -> optax.GradientTransformationExtraArgs:
       return average + (DEGREE + 1) / (count + DEGREE + 1) * (new - average)
 
     average = jax.tree.map(mix, state.average, new_params)
-    count = trees.increment(state.count)
-    return updates, AverageParametersState(count, average)
+    return updates, AverageParametersState(
+      trees.increment(state.count), average
+    )
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 

@@ -20,8 +20,7 @@ from gen_optax.oracle.line import ValueFn, real_scalar
 class TrainState(train_state.TrainState):
   """A linen `TrainState` whose `apply_gradients` hands the closure on.
 
-  Flax's own drops extra arguments, so an optimizer that reads the loss cannot
-  be used with it.
+  Optimizers that read the loss need it, since Flax's own drops extra arguments.
 
   Example:
 
@@ -57,28 +56,20 @@ class TrainState(train_state.TrainState):
 
     Args:
       grads: the gradient of the loss.
-      value: the loss, to save the optimizer a forward pass.
-      value_fn: the loss as a function of the parameters alone, over the same
-        batch, dropout key and batch statistics as the gradient.
+      value: the loss, which saves the optimizer a forward pass.
+      value_fn: the loss as a function of the parameters alone, with the batch,
+        dropout key and batch statistics of the gradient.
       **changes: other fields to replace, such as new batch statistics.
 
     Returns:
       The state after the step.
     """
     tx = optax.with_extra_args_support(self.tx)
-    updates, opt_state = tx.update(
-      grads,
-      self.opt_state,
-      self.params,
-      value=value,
-      grad=grads,
-      value_fn=value_fn,
-    )
+    extra = dict(value=value, grad=grads, value_fn=value_fn)
+    updates, state = tx.update(grads, self.opt_state, self.params, **extra)
+    params = optax.apply_updates(self.params, updates)
     return self.replace(
-      step=self.step + 1,
-      params=optax.apply_updates(self.params, updates),
-      opt_state=opt_state,
-      **changes,
+      step=self.step + 1, params=params, opt_state=state, **changes
     )
 
 
@@ -91,9 +82,9 @@ def value_grad_and_closure(
   """The loss, its gradient, and the loss as a closure, for an nnx model.
 
   The model's batch statistics and random streams advance once. The closure
-  works on a copy of the model as it was before, so that every probe sees the
-  dropout mask and the statistics that the gradient saw. Splitting after the
-  forward pass would give another mask, without an error.
+  works on a copy of the model from before, so that every probe sees the dropout
+  mask and the statistics that the gradient saw. (A copy from after the forward
+  pass would give another mask, without an error.)
 
   Args:
     loss_fn: `loss_fn(model, *args)` returns the loss, a scalar.
@@ -102,23 +93,20 @@ def value_grad_and_closure(
     wrt: which variables are trained; as given to `nnx.Optimizer`.
 
   Returns:
-    `(value, grad, value_fn)`, for
+    `(value, grad, value_fn)`, by one evaluation of value and gradient, for
     `optimizer.update(model, grad, value=value, grad=grad, value_fn=value_fn)`.
 
   Raises:
     ValueError: `model` is not an nnx module, or the loss is not a scalar.
 
-  Cost: one evaluation of value and gradient.
-
   Example:
 
-    >>> import jax, jax.numpy as jnp, gen_optax
+    >>> import jax.numpy as jnp, gen_optax
     >>> from flax import nnx
     >>> from gen_optax.flax_training import value_grad_and_closure
     >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
     >>> optimizer = nnx.Optimizer(model, gen_optax.gen_adam(), wrt=nnx.Param)
-    >>> def loss_fn(model, x):
-    ...   return jnp.mean((model(x) - 1.0) ** 2)
+    >>> loss_fn = lambda model, x: jnp.mean((model(x) - 1.0) ** 2)
     >>> @nnx.jit
     ... def step(model, optimizer, x):
     ...   value, grad, value_fn = value_grad_and_closure(loss_fn, model, x)
@@ -136,7 +124,7 @@ def value_grad_and_closure(
       "take gen_optax.flax_training.TrainState."
     )
   graphdef, _, others = nnx.split(model, wrt, ...)
-  # Made pure before the forward pass: variables that the live model still
+  # Made pure before the forward pass, or variables that the live model still
   # changes would leak its trace into the probes' loop.
   others = nnx.as_pure(others)
 

@@ -12,13 +12,13 @@ class Problem(NamedTuple):
 
   Attributes:
     name: what tables and figures call it.
-    fn: the function, of an array of shape (n,) to a scalar. It works in the
-      array's dtype and is smooth, so it can be differentiated at will.
+    fn: the function, from an array of shape (n,) to a scalar, in the array's
+      dtype. It is smooth, so it can be differentiated at will.
     minimizer: the global minimiser, n floats.
     minimum: `fn` at the minimiser.
     starts: usual starting points, each n floats.
-    box: the usual domain, (low, high) for each of the n coordinates. Nothing
-      keeps an optimizer inside; it is for drawing and for random starts.
+    box: the usual domain, (low, high) for each of the n coordinates, for
+      drawing and for random starts. Nothing keeps an optimizer inside.
   """
 
   name: str
@@ -32,9 +32,7 @@ class Problem(NamedTuple):
 def rosenbrock(dimension: int = 2) -> Problem:
   r"""Rosenbrock's banana valley.
 
-  .. math::
-
-    f(x) = \sum_{i=1}^{n-1} 100 (x_{i+1} - x_i^2)^2 + (1 - x_i)^2
+  .. math:: f(x) = \sum_{i=1}^{n-1} 100 (x_{i+1} - x_i^2)^2 + (1 - x_i)^2
 
   The valley is easy to find and slow to follow: at the minimum the Hessian's
   condition number is 2508 for n = 2. From n = 4 on there is a second, local
@@ -45,12 +43,11 @@ def rosenbrock(dimension: int = 2) -> Problem:
 
   Returns:
     A `Problem` with minimiser (1, ..., 1) and minimum 0. Its starts are
-    (-1.2, 1), (0, 0), (-2, 2), (2, -1), repeated along the coordinates.
+    (-1.2, 1), (0, 0), (-2, 2), (2, -1), repeated along the coordinates. An
+    evaluation costs O(n) operations and memory.
 
   Raises:
     ValueError: `dimension` is below 2.
-
-  Costs O(n) operations and memory for each evaluation.
 
   >>> from gen_optax import problems
   >>> import jax.numpy as jnp
@@ -70,13 +67,12 @@ def rosenbrock(dimension: int = 2) -> Problem:
     return jnp.sum(100 * valley**2 + (1 - x[:-1]) ** 2)
 
   pairs = ((-1.2, 1.0), (0.0, 0.0), (-2.0, 2.0), (2.0, -1.0))
-  starts = tuple((pair * dimension)[:dimension] for pair in pairs)
   return Problem(
     name="Rosenbrock",
     fn=fn,
     minimizer=(1.0,) * dimension,
     minimum=0.0,
-    starts=starts,
+    starts=tuple((pair * dimension)[:dimension] for pair in pairs),
     box=((-2.048, 2.048),) * dimension,
   )
 
@@ -91,11 +87,11 @@ def beale() -> Problem:
   It is not convex, although the GeN paper calls it so: the Hessian has a
   negative eigenvalue at (0, 0) and at (1, 1), and (0, 1) is a saddle with
   f = 14.203125. A second valley, along y = 1 - 0.99 / x for x < 0, falls for
-  ever towards 0.452: a run that ends between 0.45 and 1 with x < 0 is there.
+  ever towards 0.452; runs that end between 0.45 and 1 with x < 0 are there.
 
   Returns:
     A `Problem` with minimiser (3, 0.5) and minimum 0, where the Hessian has
-    eigenvalues 0.3015 and 48.98. The start (3, 4) has a gradient of norm 6e4,
+    eigenvalues 0.3015 and 48.98. The gradient at the start (3, 4) has norm 6e4;
     the start (0, 1.5) lies close to the saddle.
 
   >>> from gen_optax import problems
@@ -109,11 +105,8 @@ def beale() -> Problem:
 
   def fn(x):
     x, y = x[0], x[1]
-    return (
-      (1.5 - x + x * y) ** 2
-      + (2.25 - x + x * y**2) ** 2
-      + (2.625 - x + x * y**3) ** 2
-    )
+    first, second = 1.5 - x + x * y, 2.25 - x + x * y**2
+    return first**2 + second**2 + (2.625 - x + x * y**3) ** 2
 
   return Problem(
     name="Beale",
@@ -121,32 +114,29 @@ def beale() -> Problem:
     minimizer=(3.0, 0.5),
     minimum=0.0,
     starts=((1.0, 1.0), (3.0, 4.0), (-1.0, -1.0), (0.0, 1.5)),
-    box=((-4.5, 4.5), (-4.5, 4.5)),
+    box=((-4.5, 4.5),) * 2,
   )
 
 
 def quadratic(eigenvalues: Sequence[float] = (1.0, 10.0)) -> Problem:
-  r"""A convex quadratic with the eigenvalues given.
+  r"""A convex quadratic with the given eigenvalues.
 
-  .. math::
-
-    f(x) = \tfrac12 \sum_i \lambda_i x_i^2
+  .. math:: f(x) = \tfrac12 \sum_i \lambda_i x_i^2
 
   Args:
     eigenvalues: the n curvatures, each positive.
 
   Returns:
-    A `Problem` with minimiser 0 and minimum 0. For two eigenvalues its start,
+    A `Problem` with minimiser 0 and minimum 0. An evaluation costs O(n)
+    operations and memory. For two eigenvalues its start,
     :math:`x_i = \lambda_{\max} / \lambda_i`, is the worst one for steepest
-    descent with the exact step: f shrinks by the constant factor
-    :math:`((\kappa - 1) / (\kappa + 1))^2` in each step, with condition
-    number :math:`\kappa`. So the GeN paper's Theorem 1, quadratic convergence,
-    cannot hold for n >= 2.
+    descent with the exact step: each step shrinks f by the constant factor
+    :math:`((\kappa - 1) / (\kappa + 1))^2`, with :math:`\kappa` the condition
+    number. So the GeN paper's Theorem 1, quadratic convergence, cannot hold for
+    n >= 2.
 
   Raises:
     ValueError: there is no eigenvalue, or one is not positive.
-
-  Costs O(n) operations and memory for each evaluation.
 
   >>> from gen_optax import problems
   >>> import jax.numpy as jnp

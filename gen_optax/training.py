@@ -40,8 +40,8 @@ def make_step(
 ) -> Callable[..., StepResult]:
   """Builds a jitted step that hands the optimizer the loss as a closure.
 
-  The step computes value and gradient once, closes the loss over the same
-  arguments (batch, dropout key, model state), and calls
+  The step computes value and gradient once, closes the loss over its arguments
+  (batch, dropout key, model state), and calls
 
       optimizer.update(grad, opt_state, params,
                        value=value, grad=grad, value_fn=value_fn)
@@ -50,40 +50,35 @@ def make_step(
     loss_fn: `loss_fn(params, *args)` returns the loss, a scalar, or with
       `has_aux` a pair of it and anything else (new batch statistics, logits).
       Random keys must be among `args`: one key for the step and all its probes.
-    optimizer: any optax transformation; extra arguments that it does not read
-      do not reach it.
+    optimizer: any optax transformation, whether or not it reads the closure.
     has_aux: whether `loss_fn` returns a pair.
     donate: whether the step may overwrite the parameters and the state that it
       is given. Keep only the returned ones.
-    micro_batch_size: takes the batch in parts of that many examples, one after
-      the other, so that only one part's activations are held. The loss, its
-      gradient, what every probe and product sees, and aux, which must be of
-      floats, are means over the parts. It must divide the batch. (The closure
-      of `optax.MultiSteps` sees the last part alone.)
+    micro_batch_size: the number of examples in each part of the batch, which it
+      must divide. The parts run one after the other, so only one part's
+      activations are held. The loss, its gradient, what every probe and product
+      sees, and aux, which must hold floats, are means over the parts. (The
+      closure of `optax.MultiSteps` sees the last part alone.)
     batch_argnums: which arguments of `loss_fn` are cut into parts along the
       leading axes of their arrays; `params` is number 0. The others (a key, a
       model's state) go to each part as they are.
 
   Returns:
-    `step(params, opt_state, *args) -> StepResult`.
+    `step(params, opt_state, *args) -> StepResult`, at the cost of the optimizer
+    and one evaluation of value and gradient. With parts, a Hessian-vector
+    product evaluates the loss once more, so as not to keep activations.
 
   Raises:
     ValueError: `optimizer` is not one, or `batch_argnums` names the parameters.
       In the step: `micro_batch_size` does not divide the batch, or `loss_fn`
       does not return a scalar (with `has_aux`: in a pair).
 
-  Cost: that of the optimizer and one evaluation of value and gradient. With
-  parts, a Hessian-vector product evaluates the loss once more, so as not to
-  keep activations.
-
   Example:
 
     >>> import jax.numpy as jnp, gen_optax
     >>> loss_fn = lambda w, x: jnp.mean((x @ w - 1.0) ** 2)
-    >>> tx = gen_optax.gen_momentum()
-    >>> step = gen_optax.make_step(loss_fn, tx)
-    >>> w, x = jnp.zeros(2), jnp.eye(2)
-    >>> state = tx.init(w)
+    >>> tx, w, x = gen_optax.gen_momentum(), jnp.zeros(2), jnp.eye(2)
+    >>> step, state = gen_optax.make_step(loss_fn, tx), tx.init(w)
     >>> for _ in range(50):
     ...   w, state, value, _, metrics = step(w, state, x)
     >>> bool(value < 0.01), sorted(metrics)[3]
@@ -101,10 +96,7 @@ def make_step(
   def step(params, opt_state, *args):
     found, grad = value_and_grad(params, *args)
     value, aux = found if has_aux else (found, None)
-
-    def value_fn(p):
-      return loss_alone(p, *args)
-
+    value_fn = lambda p: loss_alone(p, *args)
     updates, opt_state = optimizer.update(
       grad, opt_state, params, value=value, grad=grad, value_fn=value_fn
     )
@@ -115,7 +107,7 @@ def make_step(
 
 
 def _checked(loss_fn, has_aux: bool):
-  """`loss_fn`, with an error that names what it should have returned."""
+  """`loss_fn`, with an error that says what it should have returned."""
 
   def checked(*args):
     out = loss_fn(*args)
@@ -136,8 +128,8 @@ def _by_parts(size: int | None, argnums: int | Sequence[int]) -> Callable:
   argnums = (argnums,) if isinstance(argnums, int) else tuple(argnums)
   if min(argnums, default=0) < 1:
     raise ValueError(
-      "batch_argnums counts the arguments of loss_fn, where 0 are the "
-      f"parameters; name others, from 1 on; got {argnums}."
+      "batch_argnums counts the arguments of loss_fn after the parameters, "
+      f"from 1 on, got {argnums}."
     )
   if size is not None and (size != int(size) or size < 1):
     raise ValueError(
@@ -150,16 +142,16 @@ def _by_parts(size: int | None, argnums: int | Sequence[int]) -> Callable:
 def metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
   """What the stages of a chain report, as a flat dict of numbers.
 
-  Each stage whose state holds an `info` gives its fields and its
-  `learning_rate` under a prefix made of its name: `ScaleByGenState` reports as
+  Each state that holds an `info` gives the fields of it and its `learning_rate`
+  under a prefix made of its name: `ScaleByGenState` reports as
   `gen/learning_rate`, `gen/slope`, ..., and a second one as `gen_2/...`.
 
   Args:
     opt_state: any optimizer state.
 
   Returns:
-    Name to number, in the order of the chain; to an array where a stage reports
-    several (the eigenvalues of ELMO, the shares of AMOS).
+    Name to number, in the order of the chain, or to an array where a stage
+    reports several (the eigenvalues of ELMO, the shares of AMOS).
 
   Raises:
     AttributeError: a state's `info` is not a named tuple.
@@ -179,7 +171,7 @@ def metrics(opt_state: optax.OptState) -> dict[str, jax.Array]:
     prefix = name if count[name] == 1 else f"{name}_{count[name]}"
     if hasattr(state, "learning_rate"):
       flat[f"{prefix}/learning_rate"] = state.learning_rate
-    for field, entry in zip(state.info._fields, state.info, strict=True):
+    for field, entry in state.info._asdict().items():
       flat[f"{prefix}/{field}"] = entry
   return flat
 

@@ -1,14 +1,14 @@
 """Which parameters are routed together, and means and maxima over them.
 
-The numbers of the groups are kept beside the leaves that they belong to:
+Each leaf keeps the numbers of its own groups,
 
-    tensors      a scalar for each leaf
-    chunks       a vector for each leaf; a chunk does not cross its border
+    tensors      a scalar
+    chunks       a vector; no chunk crosses the border of a leaf
     elements     an array of the leaf's shape
-    partition    a scalar for each leaf, the same in all leaves of one label
+    partition    a scalar, the same in all leaves of one label
 
-so that all work on groups is a map over trees, and a sharded leaf stays where
-it is.
+so that all work on groups is a map over trees, and sharded leaves stay in
+place.
 """
 
 import math
@@ -19,18 +19,12 @@ import jax
 import jax.numpy as jnp
 
 from gen_optax.helpers import trees
-from gen_optax.helpers.checks import is_known
 
 NAMES = ("tensor_mean", "tensor_max", "element")
 
 
 def _leaf_sizes(tree):
   return jax.tree.map(lambda x: jnp.asarray(x.size), tree)
-
-
-def _as_it_is(groups, leaf):
-  del leaf
-  return groups
 
 
 class Granularity(NamedTuple):
@@ -49,7 +43,7 @@ class Granularity(NamedTuple):
   mean: Callable[[Any], Any]
   largest: Callable[[Any], Any]
   sizes: Callable[[Any], Any] = _leaf_sizes
-  spread: Callable[[jax.Array, jax.Array], jax.Array] = _as_it_is
+  spread: Callable[[jax.Array, jax.Array], jax.Array] = lambda groups, _: groups
   by_maximum: bool = False
   whole_leaves: bool = True
 
@@ -59,21 +53,15 @@ class Granularity(NamedTuple):
 
   def shares(self, params, choice, count: int, dtype):
     """Parts of all parameters, and of each leaf's, with each optimizer."""
-    rows = []
-    owned = jnp.zeros(count, dtype)
     leaves, treedef = jax.tree.flatten(params)
-    for leaf, chosen, sizes in zip(
-      leaves,
-      treedef.flatten_up_to(choice),
-      treedef.flatten_up_to(self.sizes(params)),
-      strict=True,
-    ):
-      mine = [
-        jnp.sum(jnp.where(chosen == i, sizes, 0).astype(dtype))
-        for i in range(count)
-      ]
-      rows.append(jnp.stack(mine) / max(leaf.size, 1))
-      owned = owned + jnp.stack(mine)
+    choices = treedef.flatten_up_to(choice)
+    sizes = treedef.flatten_up_to(self.sizes(params))
+    rows, owned = [], jnp.zeros(count, dtype)
+    for leaf, chosen, size in zip(leaves, choices, sizes, strict=True):
+      mine = [jnp.where(chosen == i, size, 0) for i in range(count)]
+      mine = jnp.stack([jnp.sum(x.astype(dtype)) for x in mine])
+      rows.append(mine / max(leaf.size, 1))
+      owned = owned + mine
     total = sum(leaf.size for leaf in leaves)
     table = jnp.stack(rows) if rows else jnp.zeros((0, count), dtype)
     return owned / max(total, 1), table
@@ -117,7 +105,7 @@ def elements() -> Granularity:
 
 
 def chunks(size: int) -> Granularity:
-  """Each run of `size` consecutive entries of a leaf; the last is shorter."""
+  """Each run of `size` consecutive entries of a leaf; the last has the rest."""
 
   def of_leaf(reduce):
     def rows(x):
@@ -133,9 +121,8 @@ def chunks(size: int) -> Granularity:
 
   def mean(tree):
     total = jax.tree.map(of_leaf(lambda rows: rows.sum(1)), tree)
-    return jax.tree.map(
-      lambda s, x: s / lengths(x).astype(s.dtype), total, tree
-    )
+    divide = lambda total, x: total / lengths(x).astype(total.dtype)
+    return jax.tree.map(divide, total, tree)
 
   def spread(groups, leaf) -> Any:
     repeat = lambda g: jnp.repeat(g, size)[: leaf.size].reshape(leaf.shape)
@@ -144,7 +131,7 @@ def chunks(size: int) -> Granularity:
       return repeat(groups)
     return jax.sharding.auto_axes(repeat, out_sharding=sharding)(groups)
 
-  # The zeros of the padding change no maximum, since drifts are not negative.
+  # The padding changes no maximum, since drifts are not negative.
   largest = of_leaf(lambda rows: rows.max(1, initial=0))
   return Granularity(
     mean=mean,
@@ -156,12 +143,7 @@ def chunks(size: int) -> Granularity:
 
 
 def partition(labels: Any | Callable[[Any], Any]) -> Granularity:
-  """The leaves of one label are a group, as in `optax.partition`.
-
-  Args:
-    labels: a tree of hashable labels, a prefix of the parameters' tree, or a
-      function from the parameters to one.
-  """
+  """The leaves of one label are a group, as in `optax.partition`."""
 
   def of_groups(tree, leaf_number, combine):
     """`combine` of the numbers of all leaves of a label, at each of them."""
@@ -171,32 +153,26 @@ def partition(labels: Any | Callable[[Any], Any]) -> Granularity:
     for name, leaf in zip(names, leaves, strict=True):
       grouped.setdefault(name, []).append(leaf_number(leaf))
     combined = {name: combine(parts) for name, parts in grouped.items()}
-    return treedef.unflatten(
-      [
-        combined[name].astype(leaf.dtype)
-        for name, leaf in zip(names, leaves, strict=True)
-      ]
-    )
+    pairs = zip(names, leaves, strict=True)
+    return treedef.unflatten([combined[n].astype(x.dtype) for n, x in pairs])
 
   def mean_of(parts):
     total, count = (sum(column) for column in zip(*parts, strict=True))
     return total / max(count, 1)
 
+  total, peak = lambda x: (x.sum(), x.size), lambda x: x.max(initial=0)
+  largest_of = lambda parts: jnp.stack(parts).max()
   return Granularity(
-    mean=lambda tree: of_groups(tree, lambda x: (x.sum(), x.size), mean_of),
-    largest=lambda tree: of_groups(
-      tree, lambda x: x.max(initial=0), lambda parts: jnp.stack(parts).max()
-    ),
+    mean=lambda tree: of_groups(tree, total, mean_of),
+    largest=lambda tree: of_groups(tree, peak, largest_of),
   )
 
 
 def _is_chunk(granularity) -> bool:
-  named = isinstance(granularity, tuple) and granularity[:1] == ("chunk",)
-  if not named:
+  if not (isinstance(granularity, tuple) and granularity[:1] == ("chunk",)):
     return False
   size = granularity[1] if len(granularity) == 2 else None
-  known = isinstance(size, (int, float)) and is_known(size)
-  if not known or size != int(size) or size < 1:
+  if not isinstance(size, (int, float)) or size != int(size) or size < 1:
     raise ValueError(
       'granularity must be ("chunk", size) with a positive integer size, got '
       f"{granularity!r}."

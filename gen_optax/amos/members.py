@@ -1,4 +1,4 @@
-"""Several optimizers on one tree, where each leaf or entry follows one."""
+"""Several optimizers on one tree: each leaf or entry follows one of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -22,8 +22,8 @@ class Members(NamedTuple):
   Attributes:
     init: from the parameters to the states, one for each optimizer.
     update: `(updates, states, params, choice, healthy, extra) -> (updates,
-      states, sound)`. Where `healthy` is false, or what comes out is not
-      finite, updates are zero and states stay.
+      states, sound)`. Updates are zero and states stay where `healthy` is false
+      or the result is not finite.
   """
 
   init: Callable[[Any], tuple]
@@ -31,7 +31,7 @@ class Members(NamedTuple):
 
 
 def named(optimizers):
-  """Names for messages, and the optimizers, which all take extra arguments."""
+  """Names for messages, and the optimizers, made to take extra arguments."""
   if isinstance(optimizers, Mapping):
     pairs = list(optimizers.items())
   elif isinstance(optimizers, optax.GradientTransformation):
@@ -61,9 +61,9 @@ def make_members(
     )
   if field is not None:
     raise ValueError(
-      'states="frozen" does not update an optimizer on leaves that it does not '
-      f"own, where its {field!r} is no curvature. Use "
-      'states="run_all" or another curvature.'
+      'states="frozen" updates an optimizer only on its own leaves; elsewhere '
+      f'its {field!r} is no curvature. Use states="run_all" or another '
+      "curvature."
     )
   return frozen(optimizers, names)
 
@@ -78,11 +78,9 @@ def run_all(
     return tuple(tx.init(params) for tx in optimizers)
 
   def update(updates, states, params, choice, healthy, extra):
-    moves, after = [], []
-    for tx, state in zip(optimizers, states, strict=True):
-      move, state = tx.update(updates, state, params, **extra)
-      moves.append(move)
-      after.append(state)
+    pairs = zip(optimizers, states, strict=True)
+    out = [tx.update(updates, state, params, **extra) for tx, state in pairs]
+    moves, after = zip(*out, strict=True)
 
     def pick(updates, choice, *moves):
       chosen = granularity.spread(choice, updates)
@@ -94,7 +92,7 @@ def run_all(
     routed = jax.tree.map(pick, updates, choice, *moves)
     sound = healthy & trees.is_finite(routed)
     routed = trees.select(sound, routed, optax.tree.zeros_like(updates))
-    return routed, trees.select(sound, tuple(after), states), sound
+    return routed, trees.select(sound, after, states), sound
 
   return Members(init, update)
 
@@ -112,9 +110,9 @@ def frozen(
     require_separable(tx, name)
 
   def init(params):
-    # A list, since a tree like the parameters, such as nnx's, may keep its
-    # leaves in boxes that take arrays only. Without a leaf it is the tree
-    # itself, which tells `optax.tree.map_params` where parameters are.
+    # A list: a tree like the parameters, such as nnx's, may keep its leaves in
+    # boxes that take arrays only. Without leaves it is the tree itself, which
+    # tells `optax.tree.map_params` where parameters are.
     leaves = jax.tree.leaves(params)
     if not leaves:
       return (params,) * len(optimizers)
@@ -129,8 +127,7 @@ def frozen(
       for name in ("grad", "hessian_diagonal")
       if name in extra
     }
-    columns = [list(state) for state in states]
-    sound = healthy
+    columns, sound = [list(state) for state in states], healthy
     for i, tx in enumerate(optimizers):
       for k, leaf in enumerate(leaves):
         own = {name: tree[k] for name, tree in of_tree.items()}

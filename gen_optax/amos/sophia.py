@@ -15,18 +15,16 @@ def sophia(
 ) -> optax.GradientTransformationExtraArgs:
   r"""`optax.contrib.sophia` with the diagonal that the router computed.
 
-  Inside `amos_router` the curvature is estimated once and serves the routing
-  and Sophia: with Hutchinson's estimate that is Sophia-H, with the
-  Gauss-Newton-Bartlett estimate Sophia-G.
+  Inside `amos_router` one estimate of the curvature serves the routing and
+  Sophia: Hutchinson's makes it Sophia-H, Gauss-Newton-Bartlett's Sophia-G.
 
   .. math::
 
     \nu \leftarrow \beta_2 \nu + (1 - \beta_2) h, \quad
     u = -\eta \, \mathrm{clip}(\hat m / \max(\gamma \nu, \epsilon), 1)
 
-  The first steps are clipped momentum, of length :math:`\eta` in every entry,
-  since optax does not correct the bias of :math:`\nu` and uses it before it is
-  renewed.
+  The first steps are clipped momentum, :math:`\eta` in every entry, since optax
+  does not correct the bias of :math:`\nu` and uses it before it is renewed.
 
   Args:
     learning_rate: as in `optax.contrib.sophia`, or a schedule.
@@ -37,13 +35,11 @@ def sophia(
 
   Returns:
     An optimizer whose `update` takes `hessian_diagonal`, which `amos_router`
-    passes.
+    passes. Its state is two copies of the parameters; it takes no product.
 
   Raises:
-    ValueError: `learning_rate` is negative, or there is no diagonal because
-      it is outside a router.
-
-  Cost: two copies of the parameters in state; no product of its own.
+    ValueError: `learning_rate` is negative, or there is no diagonal, as outside
+      a router.
 
   Example:
 

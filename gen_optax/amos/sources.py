@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from gen_optax.helpers.checks import check_integers
 from gen_optax.helpers.trees import widen
 from gen_optax.oracle import diagonal
 from gen_optax.oracle.closures import require
@@ -22,7 +23,7 @@ class CurvaturePoint(NamedTuple):
       alone, or the difference is the noise of two draws.
     value_fn: the loss as a function of the parameters alone.
     logits_fn: the logits of this step's batch as a function of the parameters,
-      if they were passed to `update`.
+      or None if `update` got none.
   """
 
   params: Any
@@ -47,17 +48,12 @@ class Source(NamedTuple):
 
 def make_source(curvature, samples: int) -> Source:
   """From what users write, see `amos_router`; raises `ValueError`."""
-  if samples != int(samples) or samples < 1:
-    raise ValueError(f"samples must be a positive integer, got {samples!r}.")
+  check_integers(1, samples=samples)
   if isinstance(curvature, str) and curvature in NAMES:
     estimate = getattr(diagonal, f"{curvature}_diagonal")
     reads = "value_fn" if curvature == "hutchinson" else "logits_fn"
-    return Source(
-      lambda point: estimate(
-        getattr(point, reads), point.params, point.key, samples
-      ),
-      needs=(reads,),
-    )
+    at = lambda p: estimate(getattr(p, reads), p.params, p.key, samples)
+    return Source(at, needs=(reads,))
   if callable(curvature):
     return Source(lambda point: _like(curvature(point), point.params))
   if isinstance(curvature, tuple) and len(curvature) == 2:
@@ -109,11 +105,9 @@ def read_field(field: str, state, params):
 
 def _like(tree, params):
   """`tree`, or an error if it is not shaped like the parameters."""
-  same = jax.tree.structure(tree) == jax.tree.structure(params) and all(
-    jax.numpy.shape(x) == p.shape
-    for x, p in zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=True)
-  )
-  if not same:
+  (found, kind), (wanted, like) = map(jax.tree.flatten, (tree, params))
+  shapes = lambda leaves: [jax.numpy.shape(x) for x in leaves]
+  if kind != like or shapes(found) != shapes(wanted):
     raise ValueError(
       "curvature must have the tree and the shapes of the parameters, "
       f"{jax.tree.map(lambda p: p.shape, params)}; got "

@@ -1,7 +1,7 @@
 """From the groups' Lipschitz parameters to the optimizer of each group.
 
-Optimizer 0 is the one for the least stable curvature. The last has every group
-where L = 0, and so until there is an observation.
+Optimizer 0 is for the least stable curvature. The last has every group where
+L = 0, and so all of them until there is an observation.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gen_optax.amos.granularity import Granularity
 from gen_optax.helpers import trees
@@ -50,9 +49,7 @@ def make_threshold(threshold, count: int):
     groups.
   """
   if callable(threshold):
-    return lambda evidence, granularity: _indices(
-      threshold(evidence), evidence, count
-    )
+    return lambda seen, granularity: _indices(threshold(seen), seen, count)
   rate = newton_rate(threshold)
   if rate is not None:
     if count != 2:
@@ -60,14 +57,14 @@ def make_threshold(threshold, count: int):
         'threshold="newton" decides between two optimizers, got '
         f"{count}: give {count - 1} ascending cuts or quantiles."
       )
-    return lambda evidence, granularity: newton(evidence, granularity, rate)
+    return lambda seen, granularity: newton(seen, granularity, rate)
   if isinstance(threshold, tuple) and threshold[:1] == ("quantile",):
     shares = _numbers(threshold[1:], count, "quantile", 0, 1)
-    return lambda evidence, granularity: by_cuts(
-      evidence.groups, quantiles(evidence.groups, evidence.sizes, shares)
+    return lambda seen, granularity: by_cuts(
+      seen.groups, quantiles(seen.groups, seen.sizes, shares)
     )
-  cuts = _numbers((threshold,), count, "cut", 0, np.inf)
-  return lambda evidence, granularity: by_cuts(evidence.groups, cuts)
+  cuts = _numbers((threshold,), count, "cut", 0, float("inf"))
+  return lambda seen, granularity: by_cuts(seen.groups, cuts)
 
 
 def _indices(chosen, evidence: Evidence, count: int):
@@ -78,13 +75,12 @@ def _indices(chosen, evidence: Evidence, count: int):
       f"threshold must return a tree of indices like the groups, {groups}; got "
       f"{got}."
     )
-  return jax.tree.map(
-    lambda c, x: jnp.broadcast_to(jnp.clip(c, 0, count - 1), x.shape).astype(
-      CHOICE
-    ),
-    chosen,
-    evidence.groups,
-  )
+
+  def fit(chosen, group):
+    chosen = jnp.clip(chosen, 0, count - 1)
+    return jnp.broadcast_to(chosen, group.shape).astype(CHOICE)
+
+  return jax.tree.map(fit, chosen, evidence.groups)
 
 
 def newton_rate(threshold):
@@ -120,8 +116,8 @@ def newton(evidence: Evidence, granularity: Granularity, rate):
   .. math:: a^2 L |g| > 3 (2 - a) h^2
 
   Where this holds, the step a g / h may raise the loss; the paper has a = 1.
-  Where g = 0 there is no step, so the second optimizer keeps the parameter;
-  where h = 0 Newton's step has no length, so the first has it. Over a group
+  The second optimizer keeps parameters with g = 0, since there is no step; the
+  first gets those with h = 0, since Newton's step is infinite. Over a group
   both sides are averaged; with maxima the largest L multiplies the mean of |g|.
   """
   # Both sides scale as the square of the loss, which must not overflow.
@@ -153,9 +149,9 @@ def newton(evidence: Evidence, granularity: Granularity, rate):
 def quantiles(groups, sizes, shares) -> jax.Array:
   """The smallest L with at least each of `shares` of all parameters below it.
 
-  "Below" counts ties. It bisects on the bits of numbers that are not negative,
-  which are ordered as the numbers are. Each step only counts, so that nothing
-  is sorted, concatenated or gathered.
+  "Below" counts ties. It bisects on the bits of L, which are ordered as the
+  numbers are, since no L is negative. Each step only counts, so that nothing is
+  sorted, concatenated or gathered.
 
   Args:
     groups: L of each group, at least 0.
@@ -169,10 +165,8 @@ def quantiles(groups, sizes, shares) -> jax.Array:
 
     >>> import jax.numpy as jnp
     >>> from gen_optax import amos
-    >>> found = amos.quantiles(
-    ...   [jnp.array(3.0), jnp.array(1.0)], [jnp.array(6), jnp.array(4)],
-    ...   (0.2, 0.5))
-    >>> print(found)
+    >>> groups, sizes = jnp.array([3.0, 1.0]), jnp.array([6, 4])
+    >>> print(amos.quantiles(groups, sizes, (0.2, 0.5)))
     [1. 3.]
   """
   dtype = trees.scalar_dtype(groups)
@@ -180,10 +174,9 @@ def quantiles(groups, sizes, shares) -> jax.Array:
   shares = jnp.stack([jnp.asarray(share, dtype) for share in shares])
   infinity = jax.lax.bitcast_convert_type(jnp.asarray(jnp.inf, dtype), bits)
 
-  leaves = zip(jax.tree.leaves(groups), jax.tree.leaves(sizes), strict=True)
   pairs = [
     (x.astype(dtype), jnp.broadcast_to(size, x.shape).astype(dtype))
-    for x, size in leaves
+    for x, size in zip(*map(jax.tree.leaves, (groups, sizes)), strict=True)
   ]
   total = sum((weight.sum() for _, weight in pairs), jnp.zeros((), dtype))
 
@@ -203,9 +196,8 @@ def quantiles(groups, sizes, shares) -> jax.Array:
 
   low = jnp.zeros(len(shares), bits)
   ends = (low, jnp.full_like(low, infinity))
-  ends = jax.lax.while_loop(lambda e: jnp.any(e[0] < e[1]), halve, ends)
-  found = jax.lax.bitcast_convert_type(ends[1], dtype)
-  return jnp.where(total > 0, found, 0)
+  _, ends = jax.lax.while_loop(lambda e: jnp.any(e[0] < e[1]), halve, ends)
+  return jnp.where(total > 0, jax.lax.bitcast_convert_type(ends, dtype), 0)
 
 
 def _numbers(given, count: int, what: str, low, high) -> list[jax.Array]:

@@ -12,15 +12,15 @@ from gen_optax.amos.granularity import make_granularity
 from gen_optax.amos.members import States, make_members, named
 from gen_optax.guards.scale import Scale, check, new_scale
 from gen_optax.helpers import trees
-from gen_optax.helpers.checks import is_known, require_leaves
+from gen_optax.helpers.checks import check_in, check_integers, require_leaves
 from gen_optax.helpers.lazy import run_if
 from gen_optax.helpers.trees import widen
 from gen_optax.oracle.closures import require
 from gen_optax.oracle.drift import Drift, no_drift, observe
 
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
-# A diagonal this many times larger or smaller than usual is not believed at
-# once; as with PSGD's products.
+# A diagonal this many times larger or smaller than usual is refused the first
+# time, as PSGD's products are.
 FAR = 1e8
 
 # Mixed into the seed, so that no other kind of stage draws the same numbers.
@@ -32,15 +32,15 @@ class AmosInfo(NamedTuple):
 
   Attributes:
     fractions: of all parameters with each optimizer, shape (N,).
-    leaf_fractions: of each leaf's parameters, shape (leaves, N), leaves as
-      `jax.tree.leaves` has them. One row is one-hot where leaves are whole.
+    leaf_fractions: of each leaf's parameters, shape (leaves, N), in the order
+      of `jax.tree.leaves`; one-hot rows where leaves are whole.
     lipschitz_quantiles: of L over the parameters, each counted with its group's
       L, at 10, 50, 90 and 99 %: shape (4,). Zero before the second Hessian.
     refreshed: whether this call was a Hessian time.
-    rejected: whether a Hessian time failed: something was not finite, or the
-      diagonal was far from its usual size.
-    skipped: whether a step was withheld, because the gradient or what an
-      optimizer made of it was not finite.
+    rejected: whether a Hessian time failed, since something was not finite or
+      the diagonal was far from its usual size.
+    skipped: whether a step was withheld, since the gradient or an optimizer's
+      step was not finite.
   """
 
   fractions: jax.Array
@@ -101,14 +101,12 @@ def amos_router(
     L \leftarrow \alpha L + (1 - \alpha)
       \frac{|h(\theta) - h(\theta')|}{\epsilon + \|\theta - \theta'\|}
 
-  with theta' the point of the last Hessian time. Parameters with a large L,
-  where curvature is no guide, go to the first optimizers, those with a small L
-  to the last; they stay there until the next Hessian time. The first Hessian
-  time has nothing to compare with, so every parameter has the last optimizer
-  until the second, as with the paper's L = 0.
-
-  Both points share one batch and one set of probes. (The paper subtracts
-  estimates of different batches and probes, and so averages their noise too.)
+  with theta' the point of the last Hessian time, on one batch and with one set
+  of probes. (The paper subtracts estimates of different batches and probes, and
+  so averages their noise too.) Until the next Hessian time parameters with a
+  large L, where curvature is no guide, go to the first optimizers and those
+  with a small L to the last. Until the second Hessian time all go to the last,
+  as with the paper's L = 0, since there is nothing to compare with.
 
   `"newton"` gives a group to the first optimizer where Newton's step on it may
   raise the loss (eq. 8): L |g| > 3 h^2. In small networks that rarely holds for
@@ -116,9 +114,9 @@ def amos_router(
   quantile. A number fits one network and one estimator only.
 
   Args:
-    optimizers: two or more complete optax optimizers, as a sequence or an
-      ordered dict, from the one for the least stable curvature (first order) to
-      the one for the most stable (second order).
+    optimizers: 2 to 127 complete optax optimizers, as a sequence or an ordered
+      dict, from the one for the least stable curvature (first order) to the one
+      for the most stable (second order).
     curvature: the source of h. "hutchinson": probes through `value_fn`.
       "gauss_newton_bartlett": of a mean cross-entropy, reads `logits_fn`. A
       function from `gen_optax.amos.CurvaturePoint` to a tree like its
@@ -140,16 +138,16 @@ def amos_router(
     ema: alpha, in [0, 1).
     bias_correction: whether L is divided by the sum of the weights in it.
     every: Hessian times are the calls 0, `every`, 2 `every`, ...
-    states: "run_all": every optimizer sees every gradient, and the router picks
-      from their results: it saves no work and keeps all moments fresh.
+    states: "run_all": every optimizer sees every gradient and the router picks
+      from their results, which saves no work and keeps all moments fresh.
       "frozen": only the optimizer that owns a leaf updates it; the others keep
-      their states for it. It takes granularities that do not divide leaves and
-      optimizers that treat leaves apart; it refuses global clipping and
+      their states for it. It needs a granularity that does not divide leaves
+      and optimizers that treat leaves apart: it refuses global clipping and
       optimizers that read `value_fn`.
     seed: of the probes. Give each of several routers its own, and vmapped
       replicas a traced one.
-    eps: the paper's epsilon, at least 0. Not needed: a point that has not moved
-      is no observation.
+    eps: the paper's epsilon, at least 0. It is not needed, since a point that
+      has not moved is no observation.
 
   Under `optax.inject_hyperparams` the numbers and `seed` may be injected; name
   `samples`, and a `granularity`, `curvature` or `threshold` that is a function,
@@ -168,23 +166,22 @@ def amos_router(
     ValueError: on a wrong configuration, on a leaf that is not real, and on a
       missing argument, with the line that fixes the call.
 
-  Cost: at Hessian times two curvature estimates, at the new and the old point:
+  Cost: two curvature estimates at Hessian times, at the new and the old point:
   2 `samples` Hessian-vector products or gradients; none on other calls, under
   `jax.vmap` too. State: three copies of the parameters (the old point, h, L)
   and the states of all optimizers. Frozen optimizers spare arithmetic and
-  memory traffic; the backward pass costs the same. On a mesh: what the
+  memory traffic; the backward pass costs the same. On a mesh it sends what the
   estimates send, and at most 16 scalars for each sharded leaf, 19 with chunks
-  and 22 with elements. A leaf that is routed by chunks and is not sharded along
-  its first axis alone is gathered at Hessian times, and its choices, int8, on
-  every call.
+  and 22 with elements. A leaf that is routed by chunks and sharded other than
+  along its first axis alone is gathered at Hessian times, and its choices,
+  int8, on every call.
 
-  A gradient that is not finite is withheld from all optimizers. For one that is
-  finite and absurd, wrap the router in `gen_optax.skip_implausible`. A diagonal
-  that is not finite, or whose largest entry is 1e8 times larger or smaller than
-  usual, is refused, and the next call takes another. If that is far from usual
-  too, it is used, and L starts anew.
-
-  The paper's settings: `gen_optax.amos.PAPER`.
+  A gradient that is not finite is withheld from all optimizers; against one
+  that is finite and absurd, wrap the router in `gen_optax.skip_implausible`. A
+  diagonal that is not finite, or whose largest entry is 1e8 times larger or
+  smaller than usual, is refused, and the next call takes another. If that is
+  far from usual too, it is used, and L starts anew. The paper's settings are
+  `gen_optax.amos.PAPER`.
 
   Example:
 
@@ -223,10 +220,8 @@ def amos_router(
   def init_fn(params):
     require_leaves("amos_router", params)
     wide = widen(params)
-    choice = jax.tree.map(
-      lambda group: jnp.full_like(group, last, dtype=thresholds.CHOICE),
-      groups.mean(jax.tree.map(jnp.zeros_like, wide)),
-    )
+    to_last = lambda group: jnp.full_like(group, last, thresholds.CHOICE)
+    choice = jax.tree.map(to_last, groups.mean(optax.tree.zeros_like(wide)))
     dtype = trees.scalar_dtype(params)
     none = jnp.zeros(len(QUANTILES), dtype)
     # An array for each: a donated state must not hold one twice.
@@ -278,13 +273,13 @@ def amos_router(
 
     routing = _Routing(due, state.size, state.drift, state.choice, info)
     routing = run_if(due & healthy, refresh, routing)
+    choice = routing.choice
     handed = {"value_fn": value_fn, "logits_fn": logits_fn}
-    handed = {name: fn for name, fn in handed.items() if fn is not None}
+    extra_args |= {name: fn for name, fn in handed.items() if fn is not None}
     if source.field is None:
-      handed["hessian_diagonal"] = routing.drift.curvature
-    choice, handed = routing.choice, extra_args | handed
+      extra_args["hessian_diagonal"] = routing.drift.curvature
     routed, optimizers, finite = members.update(
-      updates, state.optimizers, params, choice, healthy, handed
+      updates, state.optimizers, params, choice, healthy, extra_args
     )
     return routed, AmosRouterState(
       count=trees.increment(state.count),
@@ -308,8 +303,7 @@ def amos_router(
     finite = trees.is_finite((now, new.mean.sum))
     largest = jnp.where(finite, trees.largest(now, dtype), jnp.inf)
     usable, restart, size = check(size, largest, above=FAR, below=1 / FAR)
-    none = optax.tree.zeros_like(new.mean)
-    mean = trees.select(restart, none, new.mean)
+    mean = trees.select(restart, optax.tree.zeros_like(new.mean), new.mean)
     return usable, size, new._replace(mean=mean)
 
   def route(info, gradient, drift, key, count):
@@ -324,18 +318,13 @@ def amos_router(
       key=key,
       count=count,
     )
-    choice = jax.tree.map(
-      lambda c: jnp.where(drift.mean.weight > 0, c, jnp.full_like(c, last)),
-      choose(evidence, groups),
-    )
-    dtype = drift.mean.weight.dtype
-    fractions, by_leaf = groups.shares(found, choice, len(given), dtype)
+    weight = drift.mean.weight
+    observed = lambda c: jnp.where(weight > 0, c, jnp.full_like(c, last))
+    choice = jax.tree.map(observed, choose(evidence, groups))
+    shares, by_leaf = groups.shares(found, choice, len(given), weight.dtype)
+    cuts = thresholds.quantiles(evidence.groups, evidence.sizes, QUANTILES)
     return choice, info._replace(
-      fractions=fractions,
-      leaf_fractions=by_leaf,
-      lipschitz_quantiles=thresholds.quantiles(
-        evidence.groups, evidence.sizes, QUANTILES
-      ),
+      fractions=shares, leaf_fractions=by_leaf, lipschitz_quantiles=cuts
     )
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -352,17 +341,14 @@ class _Routing(NamedTuple):
 
 
 def _check(ema, bias_correction, every, states, eps):
-  if is_known(ema) and not 0 <= ema < 1:
-    raise ValueError(f"ema must lie in [0, 1), got {ema!r}.")
+  check_in("ema", ema, 0, 1)
+  check_integers(1, every=every)
+  check_in("eps", eps, 0, float("inf"))
   if not isinstance(bias_correction, bool):
     raise ValueError(
       f"bias_correction must be True or False, got {bias_correction!r}."
     )
-  if is_known(every) and (every != int(every) or every < 1):
-    raise ValueError(f"every must be an integer, at least 1, got {every!r}.")
   if states not in get_args(States):
     raise ValueError(
       f"states must be one of {get_args(States)}, got {states!r}."
     )
-  if is_known(eps) and not 0 <= eps < float("inf"):
-    raise ValueError(f"eps must be at least 0 and finite, got {eps!r}.")

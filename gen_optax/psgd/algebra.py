@@ -28,7 +28,7 @@ def identity(partition, leaf):
     zeros = [jnp.zeros_like(like, dtype) for _ in range(1, group.size)]
     return (jnp.ones_like(like, dtype), *zeros)
 
-  return tuple(rows(group) for group in partition(leaf.shape))
+  return tuple(map(rows, partition(leaf.shape)))
 
 
 def _take(group: Group, x):
@@ -113,13 +113,8 @@ def _solve_blocks(rows, v):
   """Q^{-T} v for arrays (m, number of blocks) whose shift rolls axis 0."""
   m = len(rows)
   # [block, p, j] = Q[p, j] = a_{j-p}[p]
-  matrices = jnp.stack(
-    [
-      jnp.stack([rows[(j - p) % m][p] for j in range(m)], axis=-1)
-      for p in range(m)
-    ],
-    axis=-2,
-  )
+  lines = [[rows[(j - p) % m][p] for j in range(m)] for p in range(m)]
+  matrices = jnp.stack([jnp.stack(line, axis=-1) for line in lines], axis=-2)
   transposed = jnp.swapaxes(matrices, -1, -2)
   return jnp.linalg.solve(transposed, v.T[..., None])[..., 0].T
 
@@ -137,20 +132,14 @@ class Move(NamedTuple):
 def gradient(group: Group, rows, v, h) -> Move:
   """The parts of a step, from the leaves of a pair."""
   v, h = _take(group, v), _take(group, h)
-  return Move(
-    group=group,
-    rows=rows,
-    forward=_product(group, rows, h),
-    backward=_solve_transposed(group, rows, v),
-    vector=v,
-  )
+  a, b = _product(group, rows, h), _solve_transposed(group, rows, v)
+  return Move(group, rows, forward=a, backward=b, vector=v)
 
 
 def _block_sum(group: Group, x):
   """The sum of x over each entry's block."""
-  return sum(
-    _where_present(group, k, group.shift(x, k)) for k in range(group.size)
-  )
+  entries = range(group.size)
+  return sum(_where_present(group, k, group.shift(x, k)) for k in entries)
 
 
 def _where_present(group: Group, k: int, x):
@@ -170,17 +159,20 @@ def bound_of(move: Move, normalizer: Normalizer, by_entry: bool):
     return a**2 + b**2
   if by_entry:
     rounding = jnp.finfo(a.dtype).eps * (a**2 + b**2)
-    entries = [
-      jnp.abs(a * group.shift(a, k) - b * group.shift(b, k))
-      for k in range(group.size)
-    ]
-    present = [_where_present(group, k, e) for k, e in enumerate(entries)]
-    return jnp.stack([rounding, *present]).max(0)
+    return jnp.stack([rounding, *map(jnp.abs, _first_factor(move))]).max(0)
   if normalizer == "second":
     return _block_sum(group, a**2 + b**2)
-  return spectral_norm(
-    _block_sum(group, a**2), _block_sum(group, b**2), _block_sum(group, a * b)
-  )
+  sums = [_block_sum(group, x) for x in (a**2, b**2, a * b)]
+  return spectral_norm(*sums)
+
+
+def _first_factor(move: Move):
+  """The rows of AA' - BB'."""
+  group, a, b = move.group, move.forward, move.backward
+  return [
+    _where_present(group, k, a * group.shift(a, k) - b * group.shift(b, k))
+    for k in range(group.size)
+  ]
 
 
 def same_for_all(bounds):
@@ -192,8 +184,8 @@ def same_for_all(bounds):
 def step(move: Move, bound, learning_rate):
   """The rows after the step; as they were where the bound overflowed."""
   group = move.group
-  # Zero where the bound is infinite; each factor of the step is at most the
-  # bound's root.
+  # Zero where the bound is infinite. No factor of the step exceeds the root of
+  # the bound.
   mu = learning_rate.astype(bound.dtype) / positive(bound)
   few = group.size <= 2 and bound.ndim
   changes = _few(move, mu) if few else _many(move, mu)
@@ -205,17 +197,10 @@ def step(move: Move, bound, learning_rate):
 
 def _few(move: Move, mu):
   """mu (AA' - BB') Q by the entries of the first factor."""
-  group, m = move.group, move.group.size
-  a, b = move.forward, move.backward
-  entries = [
-    mu * _where_present(group, k, a * group.shift(a, k) - b * group.shift(b, k))
-    for k in range(m)
-  ]
+  group, rows, m = move.group, move.rows, move.group.size
+  entries = [mu * entry for entry in _first_factor(move)]
   return [
-    sum(
-      entry * group.shift(move.rows[(j - k) % m], k)
-      for k, entry in enumerate(entries)
-    )
+    sum(e * group.shift(rows[(j - k) % m], k) for k, e in enumerate(entries))
     for j in range(m)
   ]
 

@@ -1,4 +1,4 @@
-"""PSGD's chains that people type: one for each structure of Q."""
+"""Complete PSGD optimizers, one for each structure of Q."""
 
 from typing import Any
 
@@ -9,17 +9,11 @@ from gen_optax.psgd.blocks import butterfly, diagonal, xmat
 from gen_optax.psgd.dense import dense
 from gen_optax.psgd.kron import kron
 from gen_optax.psgd.low_rank import low_rank
-from gen_optax.psgd.preconditioner import Preconditioner, Scope
+from gen_optax.psgd.preconditioner import Scope
 from gen_optax.psgd.transform import scale_by_psgd
 
 
-def _psgd(
-  preconditioner: Preconditioner,
-  learning_rate: optax.ScalarOrSchedule,
-  weight_decay: float,
-  mask: Any,
-  psgd_options: dict,
-) -> optax.GradientTransformationExtraArgs:
+def _psgd(preconditioner, learning_rate, weight_decay, mask, psgd_options):
   check_not_negative(learning_rate=learning_rate, weight_decay=weight_decay)
   # `optax.inject_hyperparams` hands collected keywords back as one argument.
   psgd_options |= psgd_options.pop("psgd_options", {})
@@ -42,35 +36,28 @@ def psgd_diagonal(
   .. math:: w \leftarrow w - \eta (P G + \lambda w), \quad P = Q' Q
 
   Args:
-    learning_rate: :math:`\eta`, positive, or a schedule of the step count. P G
-      is clipped to norm one, so that a step is no longer than this.
+    learning_rate: :math:`\eta`, at least 0, or a schedule of the step count. It
+      bounds the length of a step without decay, since P G is clipped to norm 1.
     weight_decay: :math:`\lambda`, at least 0, not preconditioned.
     mask: which leaves decay, as in `optax.adamw`.
     **psgd_options: the options of `scale_by_psgd`: `clip_norm`, `momentum`,
       `probability` and others.
 
   Returns:
-    A transformation whose `update` takes `value_fn` and `params`.
+    A transformation whose `update` takes `value_fn` and `params`, at the cost
+    of `scale_by_psgd` with `gen_optax.psgd.diagonal`.
 
   Raises:
     ValueError: on a wrong option, and on a missing `value_fn` or `params`.
 
-  Cost: that of `scale_by_psgd` with `gen_optax.psgd.diagonal`.
-
   Example:
 
-    >>> import jax, jax.numpy as jnp, optax, gen_optax
+    >>> import jax.numpy as jnp, gen_optax
     >>> loss = lambda w: jnp.sum(jnp.array([1.0, 100.0]) * (w - 3.0) ** 2)
-    >>> tx = gen_optax.psgd_diagonal(0.5)
-    >>> @jax.jit
-    ... def step(w, state):
-    ...   updates, state = tx.update(
-    ...     jax.grad(loss)(w), state, w, value_fn=loss)
-    ...   return optax.apply_updates(w, updates), state
-    >>> w = jnp.zeros(2)
-    >>> state = tx.init(w)
+    >>> tx, w = gen_optax.psgd_diagonal(0.5), jnp.zeros(2)
+    >>> step, state = gen_optax.make_step(loss, tx), tx.init(w)
     >>> for _ in range(60):
-    ...   w, state = step(w, state)
+    ...   w, state, *_ = step(w, state)
     >>> print(f"{loss(w):.4f}")
     0.0000
 
@@ -79,7 +66,7 @@ def psgd_diagonal(
     Example 1; Dauphin, de Vries and Bengio, Equilibrated adaptive learning
     rates for non-convex optimization, 2015 (ESGD).
   """
-  # One mu for all entries: on networks a mu for each follows the noise.
+  # One mu for all entries: a mu for each follows the noise on networks.
   preconditioner = diagonal(steps="global")
   return _psgd(preconditioner, learning_rate, weight_decay, mask, psgd_options)
 
@@ -99,20 +86,19 @@ def psgd_xmat(
     learning_rate, weight_decay, mask, **psgd_options: as in `psgd_diagonal`.
 
   Returns:
-    As `psgd_diagonal`, where the mathematics stand.
+    As `psgd_diagonal` (see the mathematics there), at the cost of
+    `scale_by_psgd` with `gen_optax.psgd.xmat`.
 
   Raises:
     ValueError: on a wrong option, and on a missing `value_fn` or `params`.
-
-  Cost: that of `scale_by_psgd` with `gen_optax.psgd.xmat`.
 
   Example:
 
     >>> import jax.numpy as jnp, gen_optax
     >>> tx, w = gen_optax.psgd_xmat(), jnp.ones(4)
     >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
-    >>> print([f"{x:.2f}" for x in step])
-    ['-0.05', '-0.05', '-0.05', '-0.05']
+    >>> print(step.round(2))
+    [-0.05 -0.05 -0.05 -0.05]
 
   References:
     Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
@@ -136,20 +122,19 @@ def psgd_butterfly(
     learning_rate, weight_decay, mask, **psgd_options: as in `psgd_diagonal`.
 
   Returns:
-    As `psgd_diagonal`, where the mathematics stand.
+    As `psgd_diagonal` (see the mathematics there), at the cost of
+    `scale_by_psgd` with `gen_optax.psgd.butterfly`.
 
   Raises:
     ValueError: on a wrong option, and on a missing `value_fn` or `params`.
-
-  Cost: that of `scale_by_psgd` with `gen_optax.psgd.butterfly`.
 
   Example:
 
     >>> import jax.numpy as jnp, gen_optax
     >>> tx, w = gen_optax.psgd_butterfly(), jnp.ones(4)
     >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
-    >>> print([f"{x:.2f}" for x in step])
-    ['-0.05', '-0.05', '-0.05', '-0.05']
+    >>> print(step.round(2))
+    [-0.05 -0.05 -0.05 -0.05]
 
   References:
     Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
@@ -175,20 +160,19 @@ def psgd_lra(
     learning_rate, weight_decay, mask, **psgd_options: as in `psgd_diagonal`.
 
   Returns:
-    As `psgd_diagonal`, where the mathematics stand.
+    As `psgd_diagonal` (see the mathematics there), at the cost of
+    `scale_by_psgd` with `gen_optax.psgd.low_rank`.
 
   Raises:
     ValueError: on a wrong option, and on a missing `value_fn` or `params`.
-
-  Cost: that of `scale_by_psgd` with `gen_optax.psgd.low_rank`.
 
   Example:
 
     >>> import jax.numpy as jnp, gen_optax
     >>> tx, w = gen_optax.psgd_lra(), jnp.ones(4)
     >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
-    >>> print([f"{x:.2f}" for x in step])
-    ['-0.05', '-0.05', '-0.05', '-0.05']
+    >>> print(step.round(2))
+    [-0.05 -0.05 -0.05 -0.05]
 
   References:
     Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
@@ -210,20 +194,19 @@ def psgd_dense(
     learning_rate, weight_decay, mask, **psgd_options: as in `psgd_diagonal`.
 
   Returns:
-    As `psgd_diagonal`, where the mathematics stand.
+    As `psgd_diagonal` (see the mathematics there), at the cost of
+    `scale_by_psgd` with `gen_optax.psgd.dense`.
 
   Raises:
     ValueError: on a wrong option, and on a missing `value_fn` or `params`.
-
-  Cost: that of `scale_by_psgd` with `gen_optax.psgd.dense`.
 
   Example:
 
     >>> import jax.numpy as jnp, gen_optax
     >>> tx, w = gen_optax.psgd_dense(), jnp.ones(4)
     >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
-    >>> print([f"{x:.2f}" for x in step])
-    ['-0.05', '-0.05', '-0.05', '-0.05']
+    >>> print(step.round(2))
+    [-0.05 -0.05 -0.05 -0.05]
 
   References:
     Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
@@ -247,20 +230,19 @@ def psgd_kron(
     learning_rate, weight_decay, mask, **psgd_options: as in `psgd_diagonal`.
 
   Returns:
-    As `psgd_diagonal`, where the mathematics stand.
+    As `psgd_diagonal` (see the mathematics there), at the cost of
+    `scale_by_psgd` with `gen_optax.psgd.kron`.
 
   Raises:
     ValueError: on a wrong option, and on a missing `value_fn` or `params`.
-
-  Cost: that of `scale_by_psgd` with `gen_optax.psgd.kron`.
 
   Example:
 
     >>> import jax.numpy as jnp, gen_optax
     >>> tx, w = gen_optax.psgd_kron(), jnp.ones(4)
     >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
-    >>> print([f"{x:.2f}" for x in step])
-    ['-0.05', '-0.05', '-0.05', '-0.05']
+    >>> print(step.round(2))
+    [-0.05 -0.05 -0.05 -0.05]
 
   References:
     Li, Preconditioner on matrix Lie group for SGD, 2019.

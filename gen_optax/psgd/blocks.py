@@ -1,6 +1,6 @@
 r"""Block-diagonal Q over any partition: diagonal, XMat, butterfly and others.
 
-One construction serves them all: a partition and a layout of the state.
+They differ only in the partition and in the layout of the state.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from gen_optax.psgd.preconditioner import (
   Normalizer,
   Preconditioner,
   Scope,
-  check_normalizer,
+  check_kind,
   in_scope,
 )
 
@@ -35,10 +35,8 @@ class PairState(NamedTuple):
 
 
 class BlocksState(NamedTuple):
-  """Block-diagonal Q.
-
-  Attributes:
-    q: for each leaf a tuple over sizes of blocks of (a_0, ..., a_{m-1}).
+  """Block-diagonal Q: `q` holds for each leaf a tuple over sizes m of blocks of
+  (a_0, ..., a_{m-1}).
   """
 
   q: Any
@@ -47,7 +45,7 @@ class BlocksState(NamedTuple):
 def diagonal(
   *, normalizer: Normalizer = "second", steps: Steps = "block"
 ) -> Preconditioner:
-  r"""Diagonal Q: it tends to what ESGD and AdaHessian find by averaging.
+  r"""Diagonal Q, which tends to what ESGD and AdaHessian find by averaging.
 
   .. math::
 
@@ -63,12 +61,11 @@ def diagonal(
       networks take "global", or a tenth of the learning rate.
 
   Returns:
-    A `Preconditioner` whose state is `DiagonalState(q)`.
+    A `Preconditioner` whose state is `DiagonalState(q)`, one copy of the
+    parameters. Update and `apply` are one pass each.
 
   Raises:
     ValueError: on an unknown `normalizer` or `steps`.
-
-  Cost: one copy of the parameters; update and `apply` are one pass each.
 
   Example:
 
@@ -76,8 +73,8 @@ def diagonal(
     >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.diagonal())
     >>> w = jnp.ones(4)
     >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
-    >>> print([f"{x:.1f}" for x in step])
-    ['0.5', '0.5', '0.5', '0.5']
+    >>> print(step.round(1))
+    [0.5 0.5 0.5 0.5]
 
   References:
     Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
@@ -100,16 +97,15 @@ def xmat(
 
   Args:
     scope: "leaf" flips each leaf by itself and gathers nothing. "global" flips
-      all parameters as one vector, as in the paper: another group.
+      all parameters as one vector, the paper's group.
     normalizer, steps: see `blocks`.
 
   Returns:
-    A `Preconditioner` whose state is `PairState(a, b)`.
+    A `Preconditioner` whose state is `PairState(a, b)`, two copies of the
+    parameters. The cost is that of `blocks` with m = 2.
 
   Raises:
     ValueError: on an unknown `scope`, `normalizer` or `steps`.
-
-  Cost: that of `blocks` with m = 2: two copies of the parameters.
 
   Example:
 
@@ -117,16 +113,15 @@ def xmat(
     >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.xmat())
     >>> w = jnp.ones(4)
     >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
-    >>> print([f"{x:.1f}" for x in step])
-    ['0.5', '0.5', '0.5', '0.5']
+    >>> print(step.round(1))
+    [0.5 0.5 0.5 0.5]
 
   References:
     Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
     Example 2; App. D.1.2.2.
   """
-  return in_scope(
-    scope, _blocks(partitions.mirrored(), normalizer, steps, _PAIR)
-  )
+  pairs = partitions.mirrored()
+  return in_scope(scope, _blocks(pairs, normalizer, steps, _PAIR))
 
 
 def butterfly(
@@ -147,12 +142,11 @@ def butterfly(
     normalizer, steps: see `blocks`.
 
   Returns:
-    A `Preconditioner` whose state is `PairState(a, b)`.
+    A `Preconditioner` whose state is `PairState(a, b)`, two copies of the
+    parameters. The cost is that of `blocks` with m = 2.
 
   Raises:
     ValueError: on an unknown `scope`, `normalizer` or `steps`.
-
-  Cost: that of `blocks` with m = 2: two copies of the parameters.
 
   Example:
 
@@ -160,16 +154,15 @@ def butterfly(
     >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.butterfly())
     >>> w = jnp.ones(4)
     >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
-    >>> print([f"{x:.1f}" for x in step])
-    ['0.5', '0.5', '0.5', '0.5']
+    >>> print(step.round(1))
+    [0.5 0.5 0.5 0.5]
 
   References:
     Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
     Example 3.
   """
-  return in_scope(
-    scope, _blocks(partitions.cyclic(2), normalizer, steps, _PAIR)
-  )
+  pairs = partitions.cyclic(2)
+  return in_scope(scope, _blocks(pairs, normalizer, steps, _PAIR))
 
 
 def blocks(
@@ -185,20 +178,19 @@ def blocks(
     \quad A_b = Q_b h_b, \; B_b = Q_b^{-T} v_b
 
   Every group of Theorem 3.1 is this one over the orbits of its permutations:
-  subgroups with the same orbits give the same group. (The theorem's parameters
-  are redundant where a subgroup does not act freely, as XMat with odd n; these
+  subgroups with the same orbits give the same group. (Where a subgroup does not
+  act freely, as XMat with odd n, the theorem's parameters are redundant; these
   are not.)
 
   Args:
     partition: `cyclic(m)`, `neighbours(m)` or `orbits(*generators)` of
-      `gen_optax.psgd.partitions`. Blocks of up to four entries are inverted in
-      closed form and keep the leaf's sharding; larger ones are gathered and
-      solved.
+      `gen_optax.psgd`. Blocks of up to four entries are inverted in closed form
+      and keep the leaf's sharding; larger ones are gathered and solved.
     scope: "leaf" partitions each leaf, "global" all parameters as one vector.
-    normalizer: "second": mu = learning rate / (|A|^2 + |B|^2), whose steps
-      vanish at the optimum of a noise-free definite Hessian. "first": mu =
-      learning rate / ||AA' - BB'||_2, whose steps never shrink, so that a noise
-      floor stays (take a tenth of the learning rate).
+    normalizer: "second": mu = learning rate / (|A|^2 + |B|^2); steps vanish at
+      the optimum of a noise-free definite Hessian. "first": mu = learning rate
+      / ||AA' - BB'||_2; steps never shrink, so a noise floor stays (take a
+      tenth of the learning rate).
     steps: "global" (default) takes the smallest mu for all blocks. "block"
       gives each its own, since the group is a direct sum: many times faster on
       a noise-free Hessian, noisier on networks. "entry" is the paper's global
@@ -224,8 +216,8 @@ def blocks(
     >>> tx = gen_optax.scale_by_psgd(blocks(neighbours(2)))
     >>> w = jnp.ones(4)
     >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
-    >>> print([f"{x:.1f}" for x in step])
-    ['0.5', '0.5', '0.5', '0.5']
+    >>> print(step.round(1))
+    [0.5 0.5 0.5 0.5]
 
   References:
     Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
@@ -249,9 +241,8 @@ def _by_rows(kind) -> _Layout:
     return [(rows,) for rows in zip(*columns, strict=True)]
 
   def write(leaves, treedef):
-    columns = [
-      [rows[k] for (rows,) in leaves] for k in range(len(kind._fields))
-    ]
+    rows = [rows for (rows,) in leaves]
+    columns = [[row[k] for row in rows] for k in range(len(kind._fields))]
     return kind(*map(treedef.unflatten, columns))
 
   return _Layout(read, write)
@@ -265,21 +256,15 @@ _BLOCKS = _Layout(
 )
 
 
-def _blocks(
-  partition: Partition, normalizer: Normalizer, steps: Steps, layout: _Layout
-) -> Preconditioner:
-  check_normalizer(normalizer)
-  if steps not in ("block", "global", "entry"):
-    raise ValueError(
-      f'steps must be "block", "global" or "entry", got {steps!r}.'
-    )
+def _blocks(partition, normalizer, steps, layout: _Layout) -> Preconditioner:
+  check_kind("normalizer", normalizer, Normalizer)
+  check_kind("steps", steps, Steps)
 
   def init(params, key):
     del key
     leaves, treedef = jax.tree.flatten(params)
-    return layout.write(
-      [algebra.identity(partition, x) for x in leaves], treedef
-    )
+    ones = [algebra.identity(partition, x) for x in leaves]
+    return layout.write(ones, treedef)
 
   def update(state, vector, hvp, learning_rate, key):
     del key
@@ -309,12 +294,11 @@ def _blocks(
 
   def apply(state, updates):
     leaves, treedef = jax.tree.flatten(updates)
-    return treedef.unflatten(
-      [
-        algebra.apply_leaf(partition(x.shape), leaf, x)
-        for leaf, x in zip(layout.read(state, treedef), leaves, strict=True)
-      ]
-    )
+    out = [
+      algebra.apply_leaf(partition(x.shape), leaf, x)
+      for leaf, x in zip(layout.read(state, treedef), leaves, strict=True)
+    ]
+    return treedef.unflatten(out)
 
   def rescale(state, factor):
     return jax.tree.map(lambda a: factor.astype(a.dtype) * a, state)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from gen_optax.psgd.preconditioner import (
   Normalizer,
   Preconditioner,
-  check_normalizer,
+  check_kind,
   on_one_vector,
   positive,
   spectral_norm,
@@ -30,8 +30,8 @@ def dense(
     \quad A = Q h, \; B = Q^{-T} v
 
   Args:
-    triangular: whether Q is upper triangular; the step is then the upper
-      triangle of A A' - B B'. It reaches any P too; its inverse is cheaper.
+    triangular: whether Q is upper triangular, with the upper triangle of
+      A A' - B B' as its step. It reaches any P too, and is cheaper to invert.
     normalizer: "second" (default): mu = learning rate / (|A|^2 + |B|^2);
       "first": learning rate / ||A A' - B B'||_2. See `blocks`.
 
@@ -51,15 +51,15 @@ def dense(
     >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.dense())
     >>> w = jnp.ones(4)
     >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
-    >>> print([f"{x:.1f}" for x in step])
-    ['0.5', '0.5', '0.5', '0.5']
+    >>> print(step.round(1))
+    [0.5 0.5 0.5 0.5]
 
   References:
     Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
     Sec. 2.3; Example 4; App. A. (Eq. A.1 lacks a factor 2, which the step size
     absorbs.)
   """
-  check_normalizer(normalizer)
+  check_kind("normalizer", normalizer, Normalizer)
 
   def init(vector, key):
     del key
@@ -68,33 +68,25 @@ def dense(
   def update(state, v, h, learning_rate, key):
     del key
     q = state.q
-    forward = q @ h
+    a = q @ h
     if triangular:
-      backward = jax.scipy.linalg.solve_triangular(q, v, trans=1)
+      b = jax.scipy.linalg.solve_triangular(q, v, trans=1)
     else:
-      backward = jnp.linalg.solve(q.T, v)
-    aa, bb = forward @ forward, backward @ backward
-    bound = aa + bb
-    if normalizer == "first":
-      bound = spectral_norm(aa, bb, forward @ backward)
-    # B'Q = v', so that the full step is two outer products.
+      b = jnp.linalg.solve(q.T, v)
+    aa, bb = a @ a, b @ b
+    bound = aa + bb if normalizer == "second" else spectral_norm(aa, bb, a @ b)
     mu = learning_rate.astype(q.dtype) / positive(bound)
     if triangular:
-      a, b = forward, backward
       change = jnp.triu(jnp.outer(mu * a, a) - jnp.outer(mu * b, b)) @ q
-    else:
-      change = jnp.outer(mu * forward, forward @ q)
-      change = change - jnp.outer(mu * backward, v)
+    else:  # B'Q = v', so the step is two outer products.
+      change = jnp.outer(mu * a, a @ q) - jnp.outer(mu * b, v)
     usable = jnp.isfinite(bound) & jnp.isfinite(change).all()
     return DenseState(jnp.where(usable, q - change, q))
 
-  return on_one_vector(
-    Preconditioner(
-      init=init,
-      update=update,
-      apply=lambda state, x: (state.q @ x) @ state.q,
-      rescale=lambda state, factor: DenseState(
-        factor.astype(state.q.dtype) * state.q
-      ),
-    )
-  )
+  def apply(state, x):
+    return (state.q @ x) @ state.q
+
+  def rescale(state, factor):
+    return DenseState(factor.astype(state.q.dtype) * state.q)
+
+  return on_one_vector(Preconditioner(init, update, apply, rescale))

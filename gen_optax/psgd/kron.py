@@ -19,17 +19,13 @@ from gen_optax.helpers import trees
 from gen_optax.psgd.preconditioner import (
   Normalizer,
   Preconditioner,
-  check_normalizer,
+  check_kind,
   positive,
 )
 
 
 class KronState(NamedTuple):
-  """State of `kron`.
-
-  Attributes:
-    q: for each leaf its `Factors`.
-  """
+  """State of `kron`: `q` holds the `Factors` of each leaf."""
 
   q: Any
 
@@ -50,7 +46,7 @@ def kron(
 
   .. math:: P(G) = Q_1' Q_1 G Q_2' Q_2, \quad Q_i \text{ upper triangular}
 
-  A leaf has a factor for each of its axes, and steps of its own.
+  Each leaf has a factor for each axis, and steps of its own.
 
   Args:
     max_size: axes longer than this have a diagonal factor, at least 0.
@@ -65,8 +61,8 @@ def kron(
     ValueError: `max_size` is not an integer of at least 0, or `normalizer` is
       unknown.
 
-  Cost: m^2 numbers for each axis of length m. An update takes two products with
-  each factor, one inverse and two Gram matrices of each; `apply` two products.
+  Cost: m^2 numbers for each axis of length m. For each factor an update takes
+  two products, one inverse and two Gram matrices, and `apply` two products.
   On a mesh a product along a sharded axis ends in an all-reduce as large as the
   leaf, on every call; an update sums the Gram matrices and may gather the
   factors.
@@ -77,8 +73,8 @@ def kron(
     >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.kron())
     >>> w = jnp.ones(4)
     >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
-    >>> print([f"{x:.1f}" for x in step])
-    ['0.5', '0.5', '0.5', '0.5']
+    >>> print(step.round(1))
+    [0.5 0.5 0.5 0.5]
 
   References:
     Li, Preconditioner on matrix Lie group for SGD, 2019; PSGD_A of Table 1.
@@ -87,7 +83,7 @@ def kron(
     raise ValueError(
       f"max_size must be an integer, at least 0, got {max_size!r}."
     )
-  check_normalizer(normalizer)
+  check_kind("normalizer", normalizer, Normalizer)
 
   def init(params, key):
     del key
@@ -101,7 +97,7 @@ def kron(
   def apply(state, updates):
     def leaf(x, factors):
       y = _multiply(factors.by_axis, x.astype(factors.by_axis[0].dtype))
-      return _multiply(_transpose(factors.by_axis), y)
+      return _multiply([q.T for q in factors.by_axis], y)
 
     return jax.tree.map(leaf, updates, state.q)
 
@@ -120,34 +116,22 @@ def _identity(leaf, max_size) -> Factors:
   dtype = trees.at_least_float32(leaf.dtype)
   if not leaf.shape:
     return Factors((jnp.ones((), dtype),))
-  return Factors(
-    tuple(
-      jnp.eye(m, dtype=dtype) if 1 < m <= max_size else jnp.ones(m, dtype)
-      for m in leaf.shape
-    )
-  )
+
+  def one(m):
+    return jnp.eye(m, dtype=dtype) if 1 < m <= max_size else jnp.ones(m, dtype)
+
+  return Factors(tuple(map(one, leaf.shape)))
 
 
 def _multiply(factors, x):
-  """Each factor on its axis of x."""
+  """Each factor, a matrix or a diagonal, on its axis of x."""
   for axis, q in enumerate(factors):
-    x = _along(q, x, axis) * x if q.ndim < 2 else _contract(q, x, axis)
+    if q.ndim < 2:
+      x = q.reshape([-1 if a == axis else 1 for a in range(x.ndim)]) * x
+    else:  # sum_j q[i, j] x[..., j, ...]
+      x = jnp.tensordot(q, x, (1, axis), precision="highest")
+      x = jnp.moveaxis(x, 0, axis)
   return x
-
-
-def _contract(q, x, axis):
-  """sum_j q[i, j] x[..., j, ...]"""
-  y = jnp.tensordot(q, x, (1, axis), precision=jax.lax.Precision.HIGHEST)
-  return jnp.moveaxis(y, 0, axis)
-
-
-def _along(q, x, axis):
-  """A diagonal factor, broadcastable to x."""
-  return q.reshape([-1 if a == axis else 1 for a in range(x.ndim)])
-
-
-def _transpose(factors):
-  return [q.T for q in factors]
 
 
 def _invert_transpose(factors):
@@ -170,12 +154,8 @@ def _step(factors, v, h, learning_rate, normalizer) -> Factors:
     for axis, q in enumerate(factors)
   ]
   usable = jnp.isfinite(jnp.stack([q.sum() for q in moved])).all()
-  return Factors(
-    tuple(
-      jnp.where(usable, new, old)
-      for new, old in zip(moved, factors, strict=True)
-    )
-  )
+  pairs = zip(moved, factors, strict=True)
+  return Factors(tuple(jnp.where(usable, new, old) for new, old in pairs))
 
 
 def _step_factor(q, axis, a, b, rate, normalizer):
@@ -191,7 +171,7 @@ def _step_factor(q, axis, a, b, rate, normalizer):
   size = _norm(aa + bb)
   if normalizer == "first":
     size = jnp.maximum(_norm(change), _rounding(size))
-  step = jnp.matmul(change, q, precision=jax.lax.Precision.HIGHEST)
+  step = jnp.matmul(change, q, precision="highest")
   return q - rate / positive(size) * step
 
 
@@ -203,23 +183,19 @@ def _rounding(size):
 def _gram(x, axis):
   """x x' with all axes but one contracted."""
   others = [a for a in range(x.ndim) if a != axis]
-  return jnp.tensordot(
-    x, x, (others, others), precision=jax.lax.Precision.HIGHEST
-  )
+  return jnp.tensordot(x, x, (others, others), precision="highest")
 
 
 def _norm(matrix):
   """A lower bound of the spectral norm, by a product with the longest row."""
   rows = jnp.sum(matrix**2, axis=1)
   row = matrix[jnp.argmax(rows)]
-  row = row / positive(jnp.linalg.norm(row))
-  return jnp.linalg.norm(matrix @ row)
+  return jnp.linalg.norm(matrix @ (row / positive(jnp.linalg.norm(row))))
 
 
 def _balance(factors):
   """The same product with factors of the same size."""
   sizes = jnp.stack([jnp.abs(q).max(initial=0.0) for q in factors])
   mean = jnp.exp(jnp.mean(jnp.log(positive(sizes))))
-  return [
-    mean / positive(size) * q for size, q in zip(sizes, factors, strict=True)
-  ]
+  pairs = zip(sizes, factors, strict=True)
+  return [mean / positive(size) * q for size, q in pairs]

@@ -1,18 +1,18 @@
 r"""Low-rank Q = (I + U V') diag(d).
 
-U and V are kept as r rows of the parameters' shape, and with them the small
-Gram matrices U'U, V'V and V'U. Products of the three with r-vectors then stand
-for nearly all inner products of an update: with
+U and V are kept as r rows of the parameters' shape, beside the small Gram
+matrices U'U, V'V and V'U. Products of these three with r-vectors replace most
+inner products of an update. With
 
     s = d h,   w = v / d,   M = I + V'U,   c = V's,   e = M^{-T} U'w
 
-the group step needs, with no further pass over U or V,
+the group step needs
 
     A = Q h       = s + U c          V'A = M c          U'A = U's + (U'U) c
     B = Q^{-T} v  = w - V e          U'B = e            V'B = V'w - (V'V) e
     P h           = d (A + V U'A)    P^{-1} v = (B - U M^{-1} V'B) / d
 
-It reads U and V twice and writes one of them once.
+An update reads U and V twice and writes one of them once.
 """
 
 from typing import Any, NamedTuple
@@ -26,18 +26,17 @@ from gen_optax.helpers.trees import widen
 from gen_optax.psgd.preconditioner import (
   Normalizer,
   Preconditioner,
-  check_normalizer,
+  check_kind,
   positive,
 )
 
-# After so many updates the Gram matrices are computed anew and the factors
-# balanced.
+# Updates between two balancings, which also compute the Gram matrices anew.
 BALANCE_EVERY = 50
 BALANCE_STEPS = 10
 BALANCE_RATE = 0.1
 
-# A sum of at most so many rows of a large leaf is written out: it fuses with
-# the terms beside it, which spares two temporary copies. More rows, or many
+# Sums of at most this many rows of a large leaf are written out: they fuse with
+# the terms beside them and spare two temporary copies. More rows, or many
 # leaves, would compile slowly.
 FUSED_RANK = 16
 
@@ -49,9 +48,7 @@ class LowRankState(NamedTuple):
     u: U, for each leaf r rows of its shape.
     v: V, in the same layout.
     d: a tree like the parameters.
-    uu: U'U, of shape (r, r).
-    vv: V'V.
-    vu: V'U.
+    uu, vv, vu: U'U, V'V and V'U, each of shape (r, r).
     count: number of updates, int32.
   """
 
@@ -71,12 +68,11 @@ def low_rank(
 
   .. math:: Q = (I + U V') \mathrm{diag}(d), \quad U, V \in R^{n \times r}
 
-  Fits both tails of the spectrum, large and small. Each update moves d and, at
-  random, U or V. U and V are determined only up to (U G^{-1}, V G') with any
-  invertible G. Left alone, G drifts until I + V'U is singular, so every 50
-  updates balance the factors: they take the G that brings U'U and V'V together,
-  which leaves Q unchanged. (The paper considers rotations only.) Only inner
-  products cross leaves, so the tree behaves as one vector.
+  It fits both tails of the spectrum, large and small. Each update moves d and,
+  at random, U or V. Q is the same for (U G^{-1}, V G') with any invertible G.
+  Left alone, G drifts until I + V'U is singular, so every 50 updates take the G
+  that brings U'U and V'V together. (The paper considers rotations only.) Only
+  inner products cross leaves, so the tree behaves as one vector.
 
   Args:
     rank: r >= 0, clipped to the number of parameters; 0 is the diagonal group
@@ -92,8 +88,8 @@ def low_rank(
     ValueError: `rank` is negative or no integer, or on an unknown `normalizer`.
 
   Cost: 2 r + 1 copies of the parameters. An update reads U and V twice and
-  writes one of them; `apply` reads each twice. Where leaves are sharded,
-  all-reduces of the order of r^2 numbers for each.
+  writes one of them; `apply` reads each twice. A sharded leaf adds all-reduces
+  of the order of r^2 numbers.
 
   Example:
 
@@ -101,8 +97,8 @@ def low_rank(
     >>> tx = gen_optax.scale_by_psgd(gen_optax.psgd.low_rank(rank=2))
     >>> w = jnp.ones(4)
     >>> step, _ = tx.update(2 * w, tx.init(w), w, value_fn=lambda w: w @ w)
-    >>> print([f"{x:.1f}" for x in step])
-    ['0.5', '0.5', '0.5', '0.5']
+    >>> print(step.round(1))
+    [0.5 0.5 0.5 0.5]
 
   References:
     Curvature-Informed SGD via General Purpose Lie-Group Preconditioners, 2024:
@@ -111,12 +107,11 @@ def low_rank(
   """
   if not isinstance(rank, int) or rank < 0:
     raise ValueError(f"rank must be an integer, at least 0, got {rank!r}.")
-  check_normalizer(normalizer)
+  check_kind("normalizer", normalizer, Normalizer)
 
   def init(params, key):
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    r = min(rank, size)
-    dtype = trees.scalar_dtype(params)
+    r, dtype = min(rank, size), trees.scalar_dtype(params)
     # U = V = 0 would be a fixed point of their steps.
     width = (max(size, 1) * (rank + 10)) ** -0.5
     u_key, v_key = jax.random.split(key)
@@ -133,21 +128,15 @@ def low_rank(
     if not len(state.vu):
       return jax.tree.map(jnp.multiply, state.d, y)
     c = trees.project(state.v, y, state.vu)
-    e = trees.project(state.u, y, state.vu)
-    # Q'(y + U c), with U' of the bracket from its parts.
-    e = e + state.uu @ c
-    return jax.tree.map(
-      lambda d, y, uc, ve: d * (y + uc + ve),
-      state.d,
-      y,
-      _combine(state.u, c),
-      _combine(state.v, e),
-    )
+    # Q'(y + U c) = d (y + U c + V e) with e = U'(y + U c).
+    e = trees.project(state.u, y, state.vu) + state.uu @ c
+    uc, ve = _combine(state.u, c), _combine(state.v, e)
+    add = lambda d, y, uc, ve: d * (y + uc + ve)
+    return jax.tree.map(add, state.d, y, uc, ve)
 
   def rescale(state, factor):
-    return state._replace(
-      d=jax.tree.map(lambda d: factor.astype(d.dtype) * d, state.d)
-    )
+    d = jax.tree.map(lambda d: factor.astype(d.dtype) * d, state.d)
+    return state._replace(d=d)
 
   return Preconditioner(init, update, apply, rescale)
 
@@ -197,11 +186,8 @@ def _update(state, vector, hvp, learning_rate, key, normalizer):
 
   def outer_square(x, y):
     """(A x' - B y')'(A x' - B y')."""
-    return (
-      aa * jnp.outer(x, x)
-      + bb * jnp.outer(y, y)
-      - ab * (jnp.outer(x, y) + jnp.outer(y, x))
-    )
+    mixed = ab * (jnp.outer(x, y) + jnp.outer(y, x))
+    return aa * jnp.outer(x, x) + bb * jnp.outer(y, y) - mixed
 
   def step_u(state):
     # U <- U - mu (AA' - BB') V M
@@ -221,11 +207,10 @@ def _update(state, vector, hvp, learning_rate, key, normalizer):
     turn = jnp.outer(ua, ua) - jnp.outer(ub, ub)
     shrink = jnp.eye(r, dtype=dtype) - mu * turn
     cross = shrink @ (jnp.outer(va, ua) - jnp.outer(vb, ub))
+    vv = shrink @ state.vv @ shrink - mu * (cross + cross.T)
     return state._replace(
       v=_subtract_outer(state.v, mu * ua, ph, mu * ub, w),
-      vv=shrink @ state.vv @ shrink
-      - mu * (cross + cross.T)
-      + mu**2 * outer_square(ua, ub),
+      vv=vv + mu**2 * outer_square(ua, ub),
       vu=shrink @ state.vu - mu * turn,
     )
 
@@ -234,16 +219,15 @@ def _update(state, vector, hvp, learning_rate, key, normalizer):
   # Loops of one trip write in place, and write only one of U and V.
   state = run_if(usable & coin, step_u, state)
   state = run_if(usable & ~coin, step_v, state)
-  return run_if(
-    state.count % BALANCE_EVERY == 0, lambda s: _balance(_measure(s)), state
-  )
+  due = state.count % BALANCE_EVERY == 0
+  return run_if(due, lambda state: _balance(_measure(state)), state)
 
 
 def _step_d(d, vector, hvp, ph, pv, rate, normalizer):
   """d <- d - mu d (P h h - v P^{-1} v); `ph` is P h / d and `pv` d P^{-1} v."""
   gradient = lambda d, v, h, ph, pv: d * ph * h - v * pv / d
   if normalizer == "second":
-    # Bounds each entry, by Cauchy and Schwarz, and its second derivative.
+    # By Cauchy and Schwarz it bounds each entry and its second derivative.
     size = lambda d, v, h, ph, pv: (
       jnp.sqrt((d * ph) ** 2 + v**2) * jnp.sqrt(h**2 + (pv / d) ** 2)
     )
@@ -260,9 +244,9 @@ def _step_d(d, vector, hvp, ph, pv, rate, normalizer):
 def _balance(state: LowRankState) -> LowRankState:
   """(U, V) <- (U L, V L^{-T}), which leaves U V' as it is.
 
-  L is found on the Gram matrices alone, by a few small steps that bring U'U and
-  V'V together. A common rotation is left free; it is chosen to make L lower
-  triangular, so that rows can be replaced one by one, in place.
+  A few small steps on the Gram matrices alone bring U'U and V'V together. The
+  rotation that they leave free makes L lower triangular, so that rows can be
+  replaced one by one, in place.
   """
   r, dtype = len(state.vu), state.vu.dtype
   eye = jnp.eye(r, dtype=dtype)
@@ -276,16 +260,15 @@ def _balance(state: LowRankState) -> LowRankState:
     back = jnp.linalg.inv(turn)
     return total @ turn / ratio, turn @ uu @ turn, back @ vv @ back
 
-  total, _, _ = jax.lax.fori_loop(
-    0, BALANCE_STEPS, step, (eye, state.uu, state.vv)
-  )
+  start = (eye, state.uu, state.vv)
+  total, _, _ = jax.lax.fori_loop(0, BALANCE_STEPS, step, start)
   lower = jnp.linalg.cholesky(total @ total.T)
-  # A rank-deficient factor may have no balance: then nothing moves. V'U is read
-  # here, since XLA would copy U and V to read it after they are overwritten.
+  # Nothing moves if a rank-deficient factor has no balance. V'U is read here,
+  # since XLA would copy U and V to read it after they are overwritten.
   finite = jnp.isfinite(lower).all() & jnp.isfinite(state.vu).all()
   lower = jnp.where(finite, lower, eye)
   back = jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
-  # Row k of L^{-1} V by the rows before it, which are already replaced.
+  # Row k of L^{-1} V from the rows before it, which are already replaced.
   scale = 1 / jnp.diagonal(lower)
   unit = scale[:, None] * (eye - jnp.tril(lower, -1))
   return state._replace(
@@ -342,12 +325,9 @@ def _random_rows(key, params, r, width):
   leaves, treedef = jax.tree.flatten(params)
 
   def rows(i, leaf):
-    dtype = trees.at_least_float32(leaf.dtype)
-    noise = jax.random.normal(
-      jax.random.fold_in(key, i), (r, *leaf.shape), dtype
-    )
-    # The product takes the leaf's sharding.
-    return width * noise * _ones(leaf)
+    ones, own_key = _ones(leaf), jax.random.fold_in(key, i)
+    noise = jax.random.normal(own_key, (r, *leaf.shape), ones.dtype)
+    return width * noise * ones  # The product takes the leaf's sharding.
 
   return treedef.unflatten([rows(i, leaf) for i, leaf in enumerate(leaves)])
 

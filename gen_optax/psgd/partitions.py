@@ -2,12 +2,13 @@
 
 Theorem 3.1 of the PSGD paper builds a Lie group from a subgroup K of the
 permutations. Its elements are exactly the block-diagonal matrices over the
-orbits of K, each block any invertible matrix: the partition is all it takes.
+orbits of K, each block any invertible matrix, so that the partition determines
+the group.
 
-A block-diagonal matrix is kept as arrays a_0, ..., a_{m-1} of the shape of what
-it multiplies, with a_k[i] = Q[i, S^k i], where S goes to the next entry of the
-same block and from the last back to the first. Then Q x = sum_k a_k * S^k x
-needs no reshape and no gather, and the arrays are sharded like the parameters.
+Q is kept as arrays a_0, ..., a_{m-1} of the shape of what it multiplies, with
+a_k[i] = Q[i, S^k i], where S goes to the next entry of the same block and from
+the last back to the first. Then Q x = sum_k a_k * S^k x needs no reshape and no
+gather, and the arrays are sharded like the parameters.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,16 +60,14 @@ def mirrored() -> Partition:
   """
 
   def groups(shape):
-    def shift(x, k):
-      return jnp.flip(x) if k % 2 else x
-
-    alone = ()
-    if all(length % 2 for length in shape):
+    shift = lambda x, k: jnp.flip(x) if k % 2 else x
+    alone = _everywhere(shape)
+    if shape and all(length % 2 for length in shape):
       alone = tuple(
         _along(shape, axis, np.arange(length) == length // 2)
         for axis, length in enumerate(shape)
       )
-    return (Group(2, shift, alone or _everywhere(shape)),)
+    return (Group(2, shift, alone),)
 
   return groups
 
@@ -107,10 +106,8 @@ def cyclic(size: int) -> Partition:
       return x if k == 0 else _on_full_blocks(x, axis, remainder, roll)
 
     stretched = None if remainder or size == 1 else axis
-    group = Group(
-      size, shift, _last(shape, axis, remainder), stretched=stretched
-    )
-    return (group,)
+    alone = _last(shape, axis, remainder)
+    return (Group(size, shift, alone, stretched=stretched),)
 
   return groups
 
@@ -118,9 +115,8 @@ def cyclic(size: int) -> Partition:
 def neighbours(size: int) -> Partition:
   """Blocks {mi, mi + 1, ..., mi + m - 1} of entries side by side.
 
-  On a leaf of several axes they lie along the last axis that m divides. If m
-  divides none, the last entries of the longest axis are blocks of their own.
-  Blocks of more than four entries are cut from the ravelled leaf.
+  On a leaf of several axes they lie along the last axis that m divides. Where m
+  divides none or exceeds four, the rules of `cyclic` hold.
 
   Args:
     size: m, the number of entries in a block, at least 1.
@@ -190,16 +186,13 @@ def orbits(
 
   def groups(shape):
     n = int(np.prod(shape))
-    label = np.arange(n)
     moves = [_permutation(g(n) if callable(g) else g, n) for g in generators]
     # The least entry that each can reach, until nothing changes.
-    while True:
-      lower = label
+    label, lower = None, np.arange(n)
+    while not np.array_equal(label, lower):
+      label = lower
       for move in moves:
         lower = _least_on_cycle(lower, move)
-      if (lower == label).all():
-        break
-      label = lower
     order = np.argsort(label, kind="stable")
     sizes = np.bincount(label, minlength=n)[label[order]]
     return tuple(
@@ -237,12 +230,8 @@ def _by_index(shape, size, arrange) -> tuple[Group, ...]:
   """Full blocks of the ravelled leaf, and the remainder one by one."""
   entries = np.arange(int(np.prod(shape)))
   full = len(entries) // size * size
-  parts = []
-  if full:
-    parts.append(_rolled(arrange(entries[:full])))
-  if full < len(entries):
-    parts.append(_rolled(entries[full:][None]))
-  return tuple(parts)
+  parts = arrange(entries[:full]), entries[full:][None]
+  return tuple(_rolled(part) for part in parts if part.size)
 
 
 def _divide(shape, size, first):

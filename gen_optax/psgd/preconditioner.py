@@ -1,4 +1,4 @@
-r"""What a preconditioner is: four pure functions over a state of arrays.
+r"""A preconditioner: four pure functions over a state of arrays.
 
 PSGD fits P = Q'Q to pairs of a random vector v and h = H v by gradient descent
 on the group of Q. With A = Q h and B = Q^{-T} v the criterion of a pair is
@@ -16,7 +16,7 @@ determined, Q only up to a rotation from the left.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -64,10 +64,7 @@ def positive(x: jax.Array) -> jax.Array:
 
 
 def on_one_vector(inner: Preconditioner) -> Preconditioner:
-  """`inner` on the whole tree as one vector, the paper's theta.
-
-  It is gathered on every device.
-  """
+  """`inner` on the tree as one vector (theta), gathered on every device."""
 
   def flat(tree):
     return trees.one_vector(widen(tree))[0]
@@ -89,14 +86,11 @@ def on_one_vector(inner: Preconditioner) -> Preconditioner:
 
 def in_scope(scope: Scope, leafwise: Preconditioner) -> Preconditioner:
   """The preconditioner on each leaf, or on all of them as one vector."""
-  if scope not in ("leaf", "global"):
-    raise ValueError(f'scope must be "leaf" or "global", got {scope!r}.')
+  check_kind("scope", scope, Scope)
   return leafwise if scope == "leaf" else on_one_vector(leafwise)
 
 
-def check_normalizer(normalizer: Normalizer):
-  """Raises on an unknown normalizer."""
-  if normalizer not in ("second", "first"):
-    raise ValueError(
-      f'normalizer must be "second" or "first", got {normalizer!r}.'
-    )
+def check_kind(name: str, given, kinds):
+  """Raises `ValueError` unless `given` is one of the literals `kinds`."""
+  if given not in get_args(kinds):
+    raise ValueError(f"{name} must be one of {get_args(kinds)}, got {given!r}.")

@@ -39,8 +39,8 @@ def product(pairs: Pairs, vector, value_fn, params, grad, updates):
 def gradient_difference(value_fn, params, grad, vector):
   """(grad(w + eps v) - grad(w)) / eps, eps the root of the rounding error.
 
-  The gradient of parameters below float32 is taken anew in float32: its own
-  rounding is larger than the difference.
+  Below float32 the gradient is taken anew in float32, since its rounding
+  exceeds the difference.
   """
   gradient_fn = jax.grad(lambda p: line.scalar_loss(value_fn, p))
   wide = widen(params)
@@ -55,15 +55,13 @@ def condition(vector, hvp, size: jax.Array):
   """The pair without zeros and without extremes: (c v, c (h + delta v)).
 
   delta = eps max|h| adds to the Hessian what the product rounds away. Without
-  it, Q would grow until it overflows in rows where h = 0: those of entries that
-  the loss does not depend on.
+  it, Q would overflow in rows where h is always zero, since the loss does not
+  depend on their entries.
 
-  c = max|h|^{-1/2} brings A and B to order one. The step does not depend on c;
-  without it, squares of A and B underflow for losses of scale 1e-20.
+  c = max|h|^{-1/2} brings A and B to order one, or their squares would
+  underflow for losses of scale 1e-20. The step does not depend on c.
   """
-
-  def scaled(x):
-    return x / jnp.sqrt(size.astype(x.dtype))
+  scaled = lambda x: x / jnp.sqrt(size.astype(x.dtype))
 
   def lifted(v, h):
     return scaled(h + jnp.finfo(h.dtype).eps * size.astype(h.dtype) * v)

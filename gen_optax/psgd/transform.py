@@ -1,7 +1,7 @@
 """`scale_by_psgd`: any preconditioner as an optax stage."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +9,25 @@ import optax
 
 from gen_optax.guards.scale import Scale, check, new_scale
 from gen_optax.helpers import mean, trees
-from gen_optax.helpers.checks import is_known, require_leaves
+from gen_optax.helpers.checks import (
+  check_in,
+  check_positive,
+  is_known,
+  require_leaves,
+)
 from gen_optax.helpers.lazy import run_if
 from gen_optax.helpers.trees import widen
 from gen_optax.oracle.closures import require
 from gen_optax.psgd import sources
-from gen_optax.psgd.preconditioner import Preconditioner
+from gen_optax.psgd.preconditioner import Preconditioner, check_kind
 
 Rate = float | Callable[[jax.Array], jax.Array]
 
 # Mixed into the seed, so that no other kind of stage draws the same numbers.
 _SALT = 0x9501
 _WHITENING_MOMENTUM = 0.9
-# A product or gradient this many times larger or smaller than usual is not
-# believed at once.
+# A product or gradient this many times larger or smaller than usual is refused
+# the first time.
 FAR = 1e8
 
 
@@ -31,11 +36,11 @@ class PsgdInfo(NamedTuple):
 
   Attributes:
     updated: bool, whether the preconditioner took a step.
-    rejected: bool, whether a pair was drawn and not used: it was zero, not
-      finite, or far from the usual size.
-    skipped: bool, whether the gradient was withheld: it, or its preconditioned
-      form, was not finite, or it was far from the usual size and momentum would
-      remember it.
+    rejected: bool, whether a pair was drawn and not used, since it was zero,
+      not finite, or far from the usual size.
+    skipped: bool, whether the step was withheld, since the gradient or its
+      preconditioned form was not finite, or, with momentum, the gradient was
+      far from the usual size.
     norm: of the preconditioned gradient before clipping, in at least float32.
   """
 
@@ -50,13 +55,12 @@ class ScaleByPsgdState(NamedTuple):
 
   Attributes:
     count: number of calls, an int32 scalar.
-    preconditioner: the state of the preconditioner, as its constructor says;
-      arrays in at least float32.
+    preconditioner: the state that its constructor names, in at least float32.
     scaled: whether Q has its initial scale, a bool scalar.
     product: the running scale of the products h.
     momentum: the average of gradients in at least float32, a `Mean` of `sum`, a
       tree like the parameters, and `weight`; None without momentum.
-    gradient: the running scale of the gradients; only momentum reads it.
+    gradient: the running scale of the gradients, for momentum alone.
     info: diagnostics.
   """
 
@@ -89,11 +93,11 @@ def scale_by_psgd(
     v \sim N(0, I) \quad \Rightarrow \quad
     P = (H^2 + E \epsilon \epsilon')^{-1/2}
 
-  where :math:`\hat H = H` up to the noise :math:`\epsilon` of the batch: the
-  inverse of the absolute Hessian, damped where it is noisy. Each call, with the
-  given probability, draws v, asks the loss closure for h, and moves Q by one
-  gradient step on its group. The result is a preconditioned gradient, not
-  negated; a rate of order one fits it, and `scale_by_gen` finds one.
+  where :math:`\hat H` is H with the noise :math:`\epsilon` of the batch. P is
+  the inverse of the absolute Hessian, damped where that is noisy. With the
+  given probability a call draws v, asks the loss closure for h, and moves Q by
+  one gradient step on its group. The result is a preconditioned gradient, not
+  negated. A learning rate of order one fits it; `scale_by_gen` finds one.
 
   Args:
     preconditioner: the structure of Q: `gen_optax.psgd.diagonal()`, `xmat()`,
@@ -102,14 +106,12 @@ def scale_by_psgd(
       count. A constant leaves errors of several per cent in P where the Hessian
       is indefinite or noisy: decay it where that matters.
     probability: of an update of Q in each call, in [0, 1], or a schedule of the
-      count. Other calls draw nothing and evaluate nothing, under `jax.vmap`
-      over replicas too.
-    pairs: "hvp": exact products. "finite_difference": differences of
-      gradients, where JAX refuses forward mode ("can't apply forward-mode" from
-      a custom_vjp or a hand-written kernel); needs `grad`. "whitening": the
-      gradient itself for h; it needs no closure, P tends to (E gg')^{-1/2}, and
-      steps have the size of Adam's, so that rates do not carry over from the
-      other modes.
+      count. Other calls draw and evaluate nothing, under `jax.vmap` too.
+    pairs: "hvp": exact products. "finite_difference": differences of gradients,
+      for losses without forward mode ("can't apply forward-mode", from a
+      custom_vjp or a hand-written kernel); needs `grad`. "whitening": the
+      gradient for h, without a closure; P tends to (E gg')^{-1/2}, and steps
+      have the size of Adam's, so rates differ from the other modes'.
     momentum: decay b of the bias-corrected average b m + (1 - b) g that is
       preconditioned; in [0, 1). None: 0.9 with "whitening", else 0.
     init_scale: Q starts as this multiple of the identity, positive. None: the
@@ -117,7 +119,7 @@ def scale_by_psgd(
     clip_norm: the largest norm of the preconditioned gradient, or with
       "whitening" its largest root mean square; positive. None: not clipped.
     vector: the distribution of v, "normal" or the cheaper "rademacher".
-    seed: seed of all random numbers. Give each of several stages its own, and
+    seed: of all random numbers. Give each of several stages its own, and
       vmapped replicas a traced one.
 
   Under `optax.inject_hyperparams` the numbers, schedules and `seed` may be
@@ -125,8 +127,8 @@ def scale_by_psgd(
 
   Returns:
     A transformation whose `update` takes `value_fn`, the loss as a function of
-    the parameters alone (with "whitening" unused), and `grad`, the raw gradient
-    (used by "finite_difference").
+    the parameters alone (unless "whitening"), and with "finite_difference" also
+    `grad`, the raw gradient.
 
   Raises:
     ValueError: on a wrong configuration, and on a missing argument, with the
@@ -135,11 +137,10 @@ def scale_by_psgd(
   Cost: an update of Q takes one Hessian-vector product (two to three gradients;
   a second gradient with "finite_difference"; nothing with "whitening"), the
   random numbers and the group step. Every call multiplies by P. State: that of
-  the preconditioner, and one copy of the parameters for momentum.
-
-  On a mesh: what the product sends. Sharded parameters add at most 15 scalars
-  for each leaf and what the preconditioner's docstring names. Only `dense`,
-  `kron`, blocks of more than four entries and `scope="global"` gather anything.
+  the preconditioner, and one copy of the parameters for momentum. On a mesh it
+  sends what the product sends, at most 15 scalars for each sharded leaf, and
+  what the preconditioner's docstring names. Only `dense`, `kron`, blocks of
+  more than four entries and `scope="global"` gather anything.
 
   Settings of the paper: `normalizer="first"` (and `steps="entry"` for `xmat`),
   `precond_learning_rate=0.01`, learning rate 0.01, and for delayed XOR
@@ -179,12 +180,11 @@ def scale_by_psgd(
   if momentum is None:
     momentum = _WHITENING_MOMENTUM if whitening else 0.0
   _check(precond_learning_rate, probability, momentum, init_scale, clip_norm)
-  _check_kind("pairs", pairs, sources.Pairs)
-  _check_kind("vector", vector, sources.Vector)
+  check_kind("pairs", pairs, sources.Pairs)
+  check_kind("vector", vector, sources.Vector)
   keeps_momentum = not is_known(momentum) or momentum > 0
-  always = (
-    not callable(probability) and is_known(probability) and probability == 1
-  )
+  # A schedule equals no number.
+  always = is_known(probability) and probability == 1
 
   def init_fn(params):
     require_leaves("scale_by_psgd", params)
@@ -213,11 +213,11 @@ def scale_by_psgd(
       require("scale_by_psgd", params=params, value_fn=value_fn)
     if pairs == "finite_difference":
       require("scale_by_psgd", grad=grad)
-    _, key = _keys(seed)
-    coin_key, pair_key, group_key = jax.random.split(
-      jax.random.fold_in(key, state.count), 3
-    )
-    due = is_due(coin_key, state.count)
+    key = jax.random.fold_in(_keys(seed)[1], state.count)
+    coin_key, pair_key, group_key = jax.random.split(key, 3)
+    due = jnp.ones((), bool)
+    if not always:
+      due = jax.random.uniform(coin_key) < _at(probability, state.count)
 
     def fit(carry):
       # The compiler moves what does not depend on a loop's carry out of the
@@ -232,9 +232,8 @@ def scale_by_psgd(
       return fit_pair(carry, v, h, state.count, q_key)
 
     no = jnp.zeros((), bool)
-    fitted = run_if(
-      due, fit, _Fit(state.preconditioner, state.scaled, state.product, no)
-    )
+    old = _Fit(state.preconditioner, state.scaled, state.product, no)
+    fitted = run_if(due, fit, old)
     average, momentum, gradient, healthy = remember(updates, state)
     step = preconditioner.apply(fitted.preconditioner, average)
     step, norm, healthy = limit(step, healthy, state.info.norm.dtype)
@@ -248,12 +247,6 @@ def scale_by_psgd(
       info=PsgdInfo(fitted.updated, due & ~fitted.updated, ~healthy, norm),
     )
 
-  def is_due(key, count):
-    """Whether Q is updated in this call."""
-    if always:
-      return jnp.ones((), bool)
-    return jax.random.uniform(key) < _at(probability, count)
-
   def fit_pair(carry, v, h, count, key):
     """One step of Q on the pair (v, h), if that is usable."""
     dtype = carry.product.usual.dtype
@@ -261,7 +254,7 @@ def scale_by_psgd(
     usable, restart, product = check(carry.product, size, FAR, 1 / FAR)
     usable = usable & (size > 0)
     v, h = sources.condition(v, h, size)
-    # Q goes with the root of 1 / |h|.
+    # Q is proportional to |h|^{-1/2}.
     factor = jnp.sqrt(carry.product.usual / jnp.where(size > 0, size, 1))
     if init_scale is None:
       first = usable & ~carry.scaled
@@ -280,7 +273,7 @@ def scale_by_psgd(
     return _Fit(q, carry.scaled | usable, product, usable)
 
   def remember(updates, state):
-    """The average of gradients with this one, unless it is far from usual."""
+    """The average of gradients, with this one unless it is far from usual."""
     if not keeps_momentum:
       return updates, state.momentum, state.gradient, jnp.ones((), bool)
     old, scale = state.momentum, state.gradient
@@ -288,7 +281,7 @@ def scale_by_psgd(
     healthy, restart, scale = check(scale, size, FAR, 1 / FAR)
     new = trees.select(restart, optax.tree.zeros_like(old), old)
     new = trees.select(healthy, mean.include(new, updates, momentum), old)
-    # Times one reciprocal, where `mean.value` would divide every entry.
+    # One reciprocal; `mean.value` would divide every entry.
     average = trees.scale(new.sum, 1 / jnp.where(new.weight > 0, new.weight, 1))
     return average, new, scale, healthy
 
@@ -302,7 +295,7 @@ def scale_by_psgd(
       if whitening:
         longest = longest * optax.tree.size(step) ** 0.5
       factor = factor * jnp.minimum(1.0, longest / jnp.where(norm > 0, norm, 1))
-    # A step that is neither clipped nor withheld is not written once more.
+    # A step that is neither clipped nor withheld is not written again.
     step = run_if(factor != 1, lambda step: trees.scale(step, factor), step)
     return step, norm, healthy
 
@@ -328,23 +321,12 @@ def _at(rate: Rate, count):
 
 
 def _check(precond_learning_rate, probability, momentum, init_scale, clip_norm):
-  def expect(name, given, is_good, wanted):
-    if is_known(given) and not is_good(given):
-      raise ValueError(f"{name} must {wanted}, got {given!r}.")
-
-  rate_is_good = lambda x: callable(x) or 0 < x < 1
-  chance_is_good = lambda x: callable(x) or 0 <= x <= 1
-  size_is_good = lambda x: x is None or 0 < x < float("inf")
-  wanted = "lie in (0, 1) or be a schedule"
-  expect("precond_learning_rate", precond_learning_rate, rate_is_good, wanted)
-  wanted = "lie in [0, 1] or be a schedule"
-  expect("probability", probability, chance_is_good, wanted)
-  expect("momentum", momentum, lambda x: 0 <= x < 1, "lie in [0, 1)")
-  wanted = "be positive and finite, or None"
-  expect("init_scale", init_scale, size_is_good, wanted)
-  expect("clip_norm", clip_norm, size_is_good, wanted)
-
-
-def _check_kind(name, given, kinds):
-  if given not in get_args(kinds):
-    raise ValueError(f"{name} must be one of {get_args(kinds)}, got {given!r}.")
+  if not callable(precond_learning_rate):
+    check_positive(precond_learning_rate=precond_learning_rate)
+    check_in("precond_learning_rate", precond_learning_rate, 0, 1)
+  if not callable(probability) and is_known(probability):
+    if not 0 <= probability <= 1:
+      raise ValueError(f"probability must lie in [0, 1], got {probability!r}.")
+  check_in("momentum", momentum, 0, 1)
+  sizes = {"init_scale": init_scale, "clip_norm": clip_norm}
+  check_positive(**{k: size for k, size in sizes.items() if size is not None})
