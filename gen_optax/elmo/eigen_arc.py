@@ -112,12 +112,15 @@ def eigen_arc(
     return found, EigenArcState(found), count
 
   def _raise(assess, lip, pending, count):
+    def wanted(carry):
+      _, pending, tries, _ = carry
+      return pending & (tries < max_raises)
+
     def body(carry):
       lip, _, tries, count = carry
       lip = factor * lip
       return lip, ~(assess(lip) >= accept), tries + 1, count + 1
 
-    wanted = lambda carry: carry[1] & (carry[2] < max_raises)
     carry = (lip, pending, jnp.zeros((), jnp.int32), count)
     lip, _, _, count = jax.lax.while_loop(wanted, body, carry)
     return lip, count

@@ -92,7 +92,7 @@ def minmax_step(
 
   In float32 the first form loses every digit to cancellation for a positive
   eigenvalue once :math:`2 L |c| < 10^{-7} \lambda^2`, and the second for a
-  negative one. So each sign takes the other form, with the root by `hypot`,
+  negative one. So each sign takes the form that adds, with the root by `hypot`,
   which neither over- nor underflows.
 
   In a convex eigenspace the limit for L -> 0 is Newton's step

@@ -101,7 +101,7 @@ def make_model(spaces: Eigenspaces, lipschitz) -> Model:
 def with_complement(model: Model, bound, lipschitz) -> Model:
   """The complement as one more eigenspace, along the gradient's part in it.
 
-  Its eigenvalue is `bound`, that of the |curvature|.
+  Its eigenvalue is `bound`, a bound of the |curvature| there.
   """
   dtype = model.values.dtype
   left = _project_out(model.spaces, model.spaces.gradient)

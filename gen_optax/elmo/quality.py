@@ -59,8 +59,7 @@ def newton_residual(
 
   .. math:: \eta = \|(I - H \Phi) g\| / \|g\|
 
-  Convex losses converge if it is below 1 at every step, and fast if it tends to
-  0.
+  Convex losses converge if it is below 1 at every step, fast if it tends to 0.
 
   Args:
     hessian: H, shape (n, n).

@@ -60,7 +60,7 @@ class Eigenspaces(NamedTuple):
     values: k eigenvalues.
     vectors: their orthonormal eigenvectors, k rows of each leaf's shape.
     slopes: the k inner products of vectors and gradient.
-    used: which of the k have converged.
+    used: which of the k have converged; the others are not to be used.
   """
 
   value_fn: line.ValueFn

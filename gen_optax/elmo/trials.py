@@ -11,8 +11,8 @@ from gen_optax.guards.scale import Scale, check, exceeds, new_scale
 from gen_optax.helpers import trees
 from gen_optax.helpers.lazy import run_if
 
-# The ratios of actual to predicted decrease from which on a trial is accepted,
-# and above which sigma is halved.
+# Ratios of actual to predicted decrease: a trial is accepted from the first on,
+# and sigma is halved above the second.
 ACCEPT = 0.1
 RELAX = 0.9
 # A rejection raises sigma by a factor between these, to the value with which
