@@ -1,12 +1,9 @@
 """Pictures of a training run, from plain arrays.
 
-Above 400 lines because five unrelated pictures share their axes, colours and
-scales here; half of the lines are docstrings.
-
-matplotlib is imported when a picture is drawn, so that `import gen_optax` works
-without it. Every function draws on the axes it is given, or on new ones, and
-returns them; `axes.figure.savefig(path)` writes the file. All pictures stand in
-one file, however long, because they share colours, axes and one import.
+Every function draws on the axes it is given, or on new ones, and returns them;
+`axes.figure.savefig(path)` writes the file. matplotlib is imported when a
+picture is drawn, so that `import gen_optax` works without it. The pictures are
+in one file, because they share colours, axes and scales.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# The palette of Okabe and Ito, whose colours can be told apart under all common
-# forms of colour blindness; without its yellow, too faint for lines on white.
+# The palette of Okabe and Ito, for all common forms of colour blindness; its
+# yellow, too faint for lines on white, is left out.
 COLOURS = (
   "#0072B2",  # blue
   "#D55E00",  # vermilion
@@ -46,14 +43,13 @@ def plot_line(
     \qquad s^* = b / A
 
   Args:
-    steps: step sizes s along the update u, shape (k,), in any order. A positive
-      s moves the way the update points.
+    steps: step sizes s along the update u, shape (k,), of any sign and order.
     losses: the loss at each step, shape (k,). Non-finite ones are left out.
     slope: b, the loss saved for each unit of s at s = 0; positive when u points
       downhill.
     curvature: A, the second derivative of the loss with respect to s.
-    value: :math:`L_0`, the loss at s = 0. By default it is looked up among
-      `losses`, so `steps` must then contain 0.
+    value: :math:`L_0`, the loss at s = 0; by default that among `losses`, and
+      `steps` must contain 0.
     learning_rate: the step size in use, marked by a vertical line.
     axes: matplotlib axes to draw on; by default those of a new figure.
 
@@ -68,15 +64,11 @@ def plot_line(
   >>> from gen_optax import plotting
   >>> steps = np.linspace(-1, 2, 31)
   >>> losses = 3 - 2 * steps + steps**2 + 0.1 * steps**3
-  >>> axes = plotting.plot_line(
-  ...   steps, losses, slope=2.0, curvature=2.0, value=3.0
-  ... )
-  >>> axes.get_xlabel()
-  'step size along the update'
+  >>> axes = plotting.plot_line(steps, losses, 2.0, 2.0, value=3.0)
   >>> plotting.close(axes)
 
-  This is one panel of Figure 2 of the GeN paper (Bu and Xu, 2024); the parabola
-  is equation (2.3) with the coefficients of equation (3.4).
+  One panel of Figure 2 of the GeN paper (Bu and Xu, 2024); the parabola is
+  equation (2.3) with the coefficients of equation (3.4).
   """
   order = np.argsort(np.asarray(steps))
   steps = np.asarray(steps, float)[order]
@@ -99,14 +91,11 @@ def plot_line(
   if learning_rate is not None:
     mark = dict(color="0.5", lw=1, ls=":", label="learning rate")
     axes.axvline(float(learning_rate), **mark)
-  if curvature > 0:
-    optimum = slope / curvature
-    bottom = value - slope * optimum / 2
-    # Far outside the probes the optimum is an extrapolation, and drawing it
-    # would squeeze the line that was measured.
-    if steps[0] <= optimum <= steps[-1]:
-      star = dict(color=COLOURS[1], ms=11, label="optimum b/A")
-      axes.plot(optimum, bottom, "*", **star)
+  optimum = slope / curvature if curvature > 0 else np.inf
+  # Drawn outside the probes, it would squeeze the line that was measured.
+  if steps[0] <= optimum <= steps[-1]:
+    star = dict(color=COLOURS[1], ms=11, label="optimum b/A")
+    axes.plot(optimum, value - slope * optimum / 2, "*", **star)
   _fit_height(axes, losses)
   axes.set(xlabel="step size along the update", ylabel="loss")
   axes.legend(frameon=False, fontsize="small")
@@ -123,19 +112,17 @@ def plot_history(
 ):
   """Draws loss and learning rate over time for several runs, with seed bands.
 
-  The line is the median over seeds and the band reaches from the lowest to the
-  highest. An axis is logarithmic where its values are positive and span more
-  than a decade.
+  The line is the median over seeds, and the band goes from the lowest to the
+  highest. An axis is logarithmic if its values are positive and span more than
+  a decade.
 
   Args:
     losses: for each name, losses of shape (steps,) or (seeds, steps).
-    learning_rates: the same for learning rates. A name keeps its colour; one
-      without an entry has no line there. None draws the losses only.
-    steps: the step counts on the horizontal axis, shape (steps,), for all runs;
-      by default 0, 1, 2, ...
+    learning_rates: the same for learning rates, of all or some of the names.
+      None draws the losses only.
+    steps: the step counts of all runs, shape (steps,); by default 0, 1, 2, ...
     loss_label: what the losses are.
-    axes: the axes to draw on, one for each panel; by default those of a new
-      figure.
+    axes: one for each panel; by default those of a new figure.
 
   Returns:
     A tuple of axes, (loss,) or (loss, learning rate).
@@ -152,7 +139,7 @@ def plot_history(
   ['loss', 'learning rate']
   >>> plotting.close(axes[0])
 
-  This is the form of Figures 1, 4 and 9 of the GeN paper (Bu and Xu, 2024).
+  The form of Figures 1, 4 and 9 of the GeN paper (Bu and Xu, 2024).
   """
   panels = [(loss_label, losses)]
   if learning_rates is not None:
@@ -185,8 +172,8 @@ def plot_trajectories(
 ):
   """Draws paths over the contours of a function of two variables.
 
-  The contours are spaced evenly in the logarithm of the height above the lowest
-  point in sight, so that a valley and its walls can both be read.
+  The contours are even in the logarithm of the height above the lowest point in
+  sight, so that a valley and its walls can both be read.
 
   Args:
     fn: a JAX function of an array of shape (2,) to a scalar.
@@ -194,8 +181,7 @@ def plot_trajectories(
       box and non-finite points are not drawn.
     box: (low, high) for each of the two coordinates.
     minimizer: a point to mark by a star, two floats.
-    styles: for some names, arguments for matplotlib's `plot` that replace the
-      default colours and lines.
+    styles: for some names, arguments of matplotlib's `plot`, over the defaults.
     axes: matplotlib axes to draw on; by default those of a new figure.
 
   Returns:
@@ -211,12 +197,9 @@ def plot_trajectories(
   >>> axes = plotting.plot_trajectories(
   ...   beale.fn, {"straight": path}, beale.box, minimizer=beale.minimizer
   ... )
-  >>> axes.get_xlabel()
-  'first coordinate'
   >>> plotting.close(axes)
 
-  This is the form of panels 2 and 4 of Figures 6 and 7 of the GeN paper (Bu and
-  Xu, 2024).
+  Panels 2 and 4 of Figures 6 and 7 of the GeN paper (Bu and Xu, 2024).
   """
   axes = axes if axes is not None else _new_axes()[0]
   _contours(axes, fn, box)
@@ -232,8 +215,8 @@ def plot_trajectories(
   if minimizer is not None:
     star = dict(ms=12, mfc="white", mec="black", zorder=5, ls="none")
     axes.plot(*minimizer, "*", **star)
-  axes.set(xlim=box[0], ylim=box[1])
-  axes.set(xlabel="first coordinate", ylabel="second coordinate")
+  labels = dict(xlabel="first coordinate", ylabel="second coordinate")
+  axes.set(xlim=box[0], ylim=box[1], **labels)
   axes.legend(frameon=True, framealpha=0.9, fontsize="small")
   return axes
 
@@ -248,16 +231,15 @@ def plot_routing(
 ):
   """Draws when each leaf was with an optimizer of `amos_router`.
 
-  Leaves are rows, from top to bottom, and time runs from left to right; darker
-  means more of the leaf's parameters.
+  Leaves are rows, and time runs from left to right; darker means more of the
+  leaf's parameters.
 
   Args:
     leaf_fractions: `state.info.leaf_fractions` of several calls, shape (times,
       leaves, N); `jax.lax.scan` stacks them.
-    names: of the leaves, in the order of `jax.tree.leaves`; see `leaf_names`.
-    optimizer: index of the one to draw, by default the first.
-    steps: the step counts at these times, shape (times,), evenly spaced; by
-      default 0, 1, 2, ...
+    names: of the leaves, as `leaf_names` gives them.
+    optimizer: index of the one to draw.
+    steps: the step counts, shape (times,), evenly spaced; by default 0, 1, ...
     axes: matplotlib axes to draw on; by default those of a new figure.
 
   Returns:
@@ -270,9 +252,8 @@ def plot_routing(
   >>> import numpy as np
   >>> from gen_optax import plotting
   >>> first = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 0.25]])
-  >>> axes = plotting.plot_routing(
-  ...   np.stack([first, 1 - first], -1), ["kernel", "bias"]
-  ... )
+  >>> fractions = np.stack([first, 1 - first], -1)
+  >>> axes = plotting.plot_routing(fractions, ["kernel", "bias"])
   >>> [label.get_text() for label in axes.get_yticklabels()]
   ['kernel', 'bias']
   >>> plotting.close(axes)
@@ -307,17 +288,16 @@ def plot_spectrum(
 ):
   """Draws eigenvalues of a Hessian against their Lipschitz parameters.
 
-  Each eigenspace is a dot. Where eq. 8's threshold is given, a line joins the
-  dot to it, coloured by what suits the eigenspace: second order below the
-  threshold, first order above it and where the curvature is negative.
+  Each eigenspace is a dot, which a line joins to its threshold. The colour says
+  what suits it: second order below the threshold, first order above it and
+  where the curvature is negative.
 
   Args:
     eigenvalues: shape (k,), any sign.
     lipschitz: their Lipschitz parameters, shape (k,), at least 0.
-    thresholds: the Lipschitz parameters from which Newton's step may raise the
-      loss, shape (k,).
-    converged: which eigenvalues are trusted, shape (k,); the others are drawn
-      hollow.
+    thresholds: of eq. 8, shape (k,): the Lipschitz parameters from which
+      Newton's step may raise the loss. None: only dots.
+    converged: which eigenvalues are trusted, shape (k,); the others are hollow.
     axes: matplotlib axes to draw on; by default those of a new figure.
 
   Returns:
@@ -331,12 +311,9 @@ def plot_spectrum(
   >>> axes = plotting.plot_spectrum(
   ...   [9.0, 2.0, -0.5], [1.0, 3.0, 1.0], thresholds=[4.0, 0.5, 0.0]
   ... )
-  >>> axes.get_xlabel()
-  'eigenvalue'
   >>> plotting.close(axes)
 
-  What `gen_optax.curvature_report` reports; eq. 8 and appendix L of the ELMO
-  paper.
+  For `gen_optax.curvature_report`; eq. 8 and appendix L of the ELMO paper.
   """
   values, lip = (np.asarray(x, float) for x in (eigenvalues, lipschitz))
   edges = np.full_like(values, np.nan) if thresholds is None else thresholds
@@ -374,13 +351,13 @@ def plot_spectrum(
 
 
 def leaf_names(tree) -> list[str]:
-  """What to call the leaves of a tree, in order: their paths.
+  """The paths of a tree's leaves, as `plot_routing` takes them.
 
   Args:
     tree: any tree, such as the parameters.
 
   Returns:
-    A name for each leaf, as `plot_routing` takes them.
+    A name for each leaf, in the order of `jax.tree.leaves`.
 
   >>> from gen_optax import plotting
   >>> plotting.leaf_names({"dense": {"kernel": 0, "bias": 0}})
@@ -425,20 +402,16 @@ def _new_axes(panels: int = 1):
 
 def _style(i: int) -> dict:
   """The i-th line style: the colours in turn, then again dashed and dotted."""
-  lines = ("-", "--", ":", "-.")
-  return {
-    "color": COLOURS[i % len(COLOURS)],
-    "ls": lines[i // len(COLOURS) % len(lines)],
-    "lw": 1.5,
-  }
+  turn, i = divmod(i, len(COLOURS))
+  line = ("-", "--", ":", "-.")[turn % 4]
+  return {"color": COLOURS[i], "ls": line, "lw": 1.5}
 
 
 def _seeds_by_steps(name, run) -> np.ndarray:
   run = np.asarray(run, float)
   if run.ndim not in (1, 2):
     raise ValueError(
-      f"a run must have shape (steps,) or (seeds, steps); {name!r} has shape "
-      f"{run.shape}"
+      f"{name!r} must have shape (steps,) or (seeds, steps), got {run.shape}."
     )
   return np.atleast_2d(run)
 
@@ -460,10 +433,9 @@ def _fit_height(axes, losses) -> None:
 
 
 def _contours(axes, fn, box) -> None:
-  side = 200
-  x, y = (np.linspace(low, high, side) for low, high in box)
+  x, y = (np.linspace(low, high, 200) for low, high in box)
   points = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
-  height = np.asarray(jax.vmap(fn)(jnp.asarray(points))).reshape(side, side)
+  height = np.asarray(jax.vmap(fn)(jnp.asarray(points))).reshape(200, 200)
   height = height - height.min()
   lowest = np.percentile(height[height > 0], 0.5)
   levels = np.geomspace(lowest, height.max(), 16)

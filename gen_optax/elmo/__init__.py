@@ -28,6 +28,6 @@ from gen_optax.elmo.spectrum import Spectrum as Spectrum
 from gen_optax.elmo.track import TrackLipschitzState as TrackLipschitzState
 from gen_optax.oracle.drift import Drift
 
-# Their names before.
+# Former names.
 DriftState = Drift
 LipschitzOracle = LipschitzEstimator

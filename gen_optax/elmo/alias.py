@@ -1,4 +1,4 @@
-"""ELMO's chains that people type."""
+"""ELMO as complete optimizers, with a learning rate."""
 
 from typing import Any
 
@@ -21,35 +21,29 @@ def elmo_dense(
 
   Args:
     learning_rate: :math:`\eta`, or a schedule of the step count. The trials are
-      made with 1. Less is a damped step; no trial tests more.
+      made with 1: less is a damped step, and no trial tests more.
     lipschitz: see `scale_by_elmo`.
     **elmo_options: the other options of `scale_by_elmo`: `safeguarded`,
       `initial_sigma`, `saddle_sign`, `max_step` and others.
 
   Returns:
-    A transformation whose `update` takes `value_fn` and `params`.
+    A transformation whose `update` takes `value_fn` and `params`. It costs what
+    `scale_by_elmo` costs in the dense form.
 
   Raises:
     ValueError: on a wrong option, on more than 2000 parameters, and on a
       missing `value_fn` or `params`.
 
-  Cost: that of `scale_by_elmo` in the dense form.
-
   Example:
 
-    >>> import jax, jax.numpy as jnp, optax, gen_optax
+    >>> import jax.numpy as jnp, gen_optax
     >>> loss = gen_optax.problems.rosenbrock().fn
     >>> tx = gen_optax.elmo_dense()
-    >>> @jax.jit
-    ... def step(w, state):
-    ...   value, grad = jax.value_and_grad(loss)(w)
-    ...   updates, state = tx.update(
-    ...     grad, state, w, value=value, value_fn=loss)
-    ...   return optax.apply_updates(w, updates), state
+    >>> step = gen_optax.make_step(loss, tx)
     >>> w = jnp.array([-1.2, 1.0])
     >>> state = tx.init(w)
     >>> for _ in range(25):
-    ...   w, state = step(w, state)
+    ...   w, state, *_ = step(w, state)
     >>> print(f"{loss(w):.4f}")
     0.0000
 
@@ -57,7 +51,7 @@ def elmo_dense(
     Optimizer selection based on function-proxy proximity, under review:
     Algorithm 1.
   """
-  return _elmo(learning_rate, dict(lipschitz=lipschitz), elmo_options)
+  return _elmo(learning_rate, elmo_options, lipschitz=lipschitz)
 
 
 def elmo_lanczos(
@@ -70,9 +64,9 @@ def elmo_lanczos(
 ) -> optax.GradientTransformationExtraArgs:
   """ELMO on the extreme eigenspaces, found by Lanczos' method.
 
-  The complement of the eigenspaces takes a step of at most 1 / |eigenvalue|,
-  with the largest |eigenvalue| outside the pairs. That step does most of the
-  work, because most of the gradient lies in the complement.
+  The step in the complement of the eigenspaces is at most 1 over the largest
+  |eigenvalue| there. It does most of the work, because most of the gradient
+  lies in the complement.
 
   Args:
     learning_rate: as in `elmo_dense`.
@@ -83,13 +77,12 @@ def elmo_lanczos(
       `every` and others.
 
   Returns:
-    As `elmo_dense`, which see for the mathematics.
+    As `elmo_dense`, which has the mathematics. It costs what `scale_by_elmo`
+    costs in a subspace: by default 4 top + 8 bottom Hessian-vector products for
+    each step, and a tenth of that with `every=10`.
 
   Raises:
     ValueError: on a wrong option, and on a missing `value_fn` or `params`.
-
-  Cost: that of `scale_by_elmo` in a subspace: 4 top + 8 bottom Hessian-vector
-  products for each step by default; `every=10` divides that.
 
   Example:
 
@@ -107,10 +100,10 @@ def elmo_lanczos(
     problem of linear differential and integral operators, 1950.
   """
   own = dict(lipschitz=lipschitz, subspace=(top, bottom))
-  return _elmo(learning_rate, own, elmo_options)
+  return _elmo(learning_rate, elmo_options, **own)
 
 
-def _elmo(learning_rate, own, elmo_options):
+def _elmo(learning_rate, elmo_options, **own):
   check_not_negative(learning_rate=learning_rate)
   # `optax.inject_hyperparams` hands collected keywords back as one argument.
   elmo_options |= elmo_options.pop("elmo_options", {})

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from gen_optax.elmo.lipschitz import LipschitzEstimator
 from gen_optax.elmo.spectrum import (
@@ -41,15 +42,15 @@ def remembered(
   Returns:
     init: from parameters in at least float32 to a `Curvature`.
     find: `(state, point, healthy) -> (curvature, evaluations)` of a step.
-    stored: what of a step's curvature the state keeps.
+    stored: the part of a step's curvature that the state keeps.
   """
   dense = subspace is None
   lazy = not is_known(every) or every > 1
-  # A dense Hessian's vectors are many numbers, and are not read again.
+  # The vectors of a dense Hessian are large, and no later step reads them.
   forgetful = dense and not lazy
 
   def init(params):
-    k = sum(leaf.size for leaf in jax.tree.leaves(params))
+    k = optax.tree.size(params)
     if not dense:
       k = sum(basis_sizes(*subspace, order, k)[:2])
     first = Curvature(
@@ -64,17 +65,14 @@ def remembered(
     old = Curvature(*(getattr(state, name) for name in Curvature._fields))
     if not lazy:
       return _refresh(old, point)
-    due = (state.count % every == 0) | ~old.known
-    return run_if(
-      due & healthy,
-      lambda carry: _refresh(carry[0], point),
-      (old, jnp.zeros((), jnp.int32)),
-    )
+    due = ((state.count % every == 0) | ~old.known) & healthy
+    start = old, jnp.zeros((), jnp.int32)
+    return run_if(due, lambda carry: _refresh(carry[0], point), start)
 
   def _refresh(old, point):
     if lazy:
-      # What does not depend on a loop's carry is moved out of the loop by the
-      # compiler, to run on every step.
+      # The compiler moves what does not depend on a loop's carry out of the
+      # loop, where it runs on every step.
       *at, lip = jax.lax.optimization_barrier((*point[1:], old.lipschitz))
       point, old = Point(point.value_fn, *at), old._replace(lipschitz=lip)
     if dense:

@@ -45,17 +45,16 @@ def eigen_arc(
       \text{ until } \rho(L) \ge \eta_1, \text{ then for each } i: \;
       L_i \leftarrow L_i / \gamma \text{ while } \rho(L) \ge \eta_1
 
-  Algorithm 3 is corrected where it would not work. L never rises in it, because
-  line 8 raises L while the ratio is *above* the bar, under a condition that it
-  is below. Lines 12 to 15 lower for ever an L that has no effect, that of an
-  eigenspace without slope; here such an L stays, a reduction is tested before
-  it is kept, and both loops have caps. At a critical point the ratio 0 / 0
-  counts as 1.
+  This corrects Algorithm 3. There L never rises, because line 8 raises it while
+  the ratio is *above* the bar, under a condition that it is below; and lines 12
+  to 15 lower for ever an L without effect, that of an eigenspace without slope.
+  Here such an L stays, a reduction is tested before it is kept, and both loops
+  have caps. At a critical point the ratio 0 / 0 counts as 1.
 
   Use it along any optimizer's path by `track_lipschitz`, and in ELMO by
   `lipschitz="eigen_arc"`. It finds the parameter that a trial cannot refute, on
-  powers of the factor. In a convex eigenspace, where the quadratic term
-  decides, that is often the floor.
+  powers of the factor. That is often the floor in a convex eigenspace, where
+  the quadratic term decides.
 
   Args:
     initial: where every L starts, positive.
@@ -68,13 +67,11 @@ def eigen_arc(
     floor: the smallest L, positive.
 
   Returns:
-    A `LipschitzEstimator`.
+    A `LipschitzEstimator`. A call costs one evaluation of the loss, and one
+    more for each raise and reduction that it tries.
 
   Raises:
     ValueError: a number is out of its range.
-
-  Cost: one evaluation of the loss for each call, and one more for each raise
-  and reduction that is tried.
 
   Example:
 
@@ -86,7 +83,14 @@ def eigen_arc(
     Optimizer selection based on function-proxy proximity, under review:
     Algorithm 3, appendix J.
   """
-  _check(initial, accept, relax, factor, max_raises, max_reductions, floor)
+  check_positive(initial=initial, floor=floor)
+  if is_known(accept) and is_known(relax) and not 0 < accept <= relax < 1:
+    raise ValueError(
+      f"0 < accept <= relax < 1 must hold, got {accept!r} and {relax!r}."
+    )
+  if is_known(factor) and not 1 < factor < float("inf"):
+    raise ValueError(f"factor must be above 1 and finite, got {factor!r}.")
+  check_integers(0, max_raises=max_raises, max_reductions=max_reductions)
 
   def init(params, k):
     return EigenArcState(jnp.full(k, initial, trees.scalar_dtype(params)))
@@ -122,10 +126,6 @@ def eigen_arc(
     return lip, count
 
   def _lower(assess, matters, lip, pending, count):
-    def wanted(carry):
-      i, _, _, _ = carry
-      return pending & (i < len(lip))
-
     def body(carry):
       i, tries, lip, count = carry
       trial = lip.at[i].divide(factor)
@@ -140,10 +140,10 @@ def eigen_arc(
       i, tries = jnp.where(kept, i, i + 1), jnp.where(kept, tries + 1, 0)
       return i, tries, lip, count + spent
 
+    wanted = lambda carry: pending & (carry[0] < len(lip))
     zero = jnp.zeros((), jnp.int32)
-    _, _, lip, count = jax.lax.while_loop(
-      wanted, body, (zero, zero, lip, count)
-    )
+    carry = (zero, zero, lip, count)
+    _, _, lip, count = jax.lax.while_loop(wanted, body, carry)
     return lip, count
 
   return LipschitzEstimator(init, estimate)
@@ -166,14 +166,3 @@ def _assessment(spaces: Eigenspaces, before):
 
   matters = used & ((step.norm_in_space(same, slopes) > 0) | (values < 0))
   return assess, matters
-
-
-def _check(initial, accept, relax, factor, max_raises, max_reductions, floor):
-  check_positive(initial=initial, floor=floor)
-  if is_known(accept) and is_known(relax) and not 0 < accept <= relax < 1:
-    raise ValueError(
-      f"0 < accept <= relax < 1 must hold, got {accept!r} and {relax!r}."
-    )
-  if is_known(factor) and not 1 < factor < float("inf"):
-    raise ValueError(f"factor must be above 1 and finite, got {factor!r}.")
-  check_integers(0, max_raises=max_raises, max_reductions=max_reductions)

@@ -1,10 +1,9 @@
 r"""Estimators of the Lipschitz parameters of the eigenspaces.
 
-An estimator says how fast each eigenvalue may change. None of these bounds that
-over a step of finite length or mixed direction, and alone every one of them
-diverges on a small network. So ELMO adds an adaptive sigma to what they say. A
-factor would not do, because the third derivative is exactly zero on a symmetric
-saddle.
+An estimator says how fast each eigenvalue may change. None gives a bound over a
+step of finite length or mixed direction, and each alone diverges on a small
+network. So ELMO adds an adaptive sigma. A factor would not do, because the
+third derivative is exactly zero on a symmetric saddle.
 
     adaptive             0: sigma alone; costs nothing, and is hard to beat
     constant             a number, or one for each eigenspace
@@ -24,7 +23,7 @@ from jax.typing import ArrayLike
 from gen_optax.elmo.spectrum import Eigenspaces
 from gen_optax.elmo.step import norm_in_space, same_space
 from gen_optax.helpers import trees
-from gen_optax.helpers.checks import is_known
+from gen_optax.helpers.checks import check_in, is_known
 from gen_optax.oracle import hessian, line
 from gen_optax.oracle.drift import no_drift, observe
 
@@ -78,7 +77,7 @@ def from_function(
 
 
 def adaptive() -> LipschitzEstimator:
-  """Zero everywhere: ELMO's own sigma is all there is.
+  """Zero everywhere, which leaves ELMO's own sigma.
 
   Returns:
     A `LipschitzEstimator`.
@@ -122,7 +121,7 @@ def constant(lipschitz: ArrayLike) -> LipschitzEstimator:
 def third_derivative() -> LipschitzEstimator:
   """|D3f[v, v, v]| for each eigenvector v.
 
-  Good in two dimensions, too small on networks, where an eigenvalue changes
+  Good in two dimensions; too small on networks, where an eigenvalue changes
   most across its own eigenvector. See `gen_optax.third_derivative`.
 
   Returns:
@@ -144,8 +143,8 @@ def third_derivative() -> LipschitzEstimator:
 def eigenvalue_gradient() -> LipschitzEstimator:
   """The norm of each eigenvalue's gradient, |D3f[v, v, .]|.
 
-  Bounds to first order how fast the eigenvalue can change in any direction;
-  the most informative of the local estimators, and the most expensive. See
+  It bounds to first order how fast the eigenvalue changes in any direction. It
+  is the most informative of the local estimators, and the most expensive. See
   `gen_optax.eigenvalue_gradient`.
 
   Returns:
@@ -159,19 +158,14 @@ def eigenvalue_gradient() -> LipschitzEstimator:
   """
 
   def along(spaces, v):
-    dtype = spaces.values.dtype
     gradient = hessian.eigenvalue_gradient(spaces.value_fn, spaces.params, v)
-    return trees.norm(gradient, dtype)
+    return trees.norm(gradient, spaces.values.dtype)
 
   return _each_direction(along)
 
 
 def _each_direction(along) -> LipschitzEstimator:
-  """`along` on each eigenvector, one at a time to hold one set of tangents.
-
-  In the space of a repeated eigenvalue the direction is that of the gradient,
-  because the result must not depend on the basis.
-  """
+  """`along` on `gradient_directions`, one at a time to hold few tangents."""
 
   def fn(spaces):
     one = lambda v: along(spaces, v).astype(spaces.values.dtype)
@@ -181,7 +175,11 @@ def _each_direction(along) -> LipschitzEstimator:
 
 
 def gradient_directions(spaces: Eigenspaces):
-  """One unit vector for each eigenvalue: the gradient's part in its space."""
+  """One unit vector for each eigenvalue: its eigenvector, if that is unique.
+
+  For a repeated eigenvalue it is the direction of the gradient's part in the
+  eigenspace, which does not depend on the basis.
+  """
   same = same_space(spaces.values, spaces.used)
   a = norm_in_space(same, spaces.slopes)
   simple = (same.sum(1) == 1) | (a == 0)
@@ -200,15 +198,15 @@ def drift(decay: float = 0.9) -> LipschitzEstimator:
 
   with t' the time of the Hessian before, divided by the sum of the weights.
   (The paper subtracts t - 1 whenever the Hessian was taken, and starts from 0
-  with no correction.) Eigenvalues are compared by rank, so crossings count as
-  changes. With minibatches it mostly measures their noise.
+  without correction.) Eigenvalues are compared by rank, so a crossing counts as
+  a change. With minibatches it mostly measures their noise.
 
   Args:
     decay: alpha in [0, 1).
 
   Returns:
-    A `LipschitzEstimator` that says 0 until there have been two Hessians.
-    State: one copy of the parameters.
+    A `LipschitzEstimator` that says 0 until there have been two Hessians. Its
+    state holds one copy of the parameters.
 
   Raises:
     ValueError: `decay` is outside [0, 1).
@@ -222,8 +220,7 @@ def drift(decay: float = 0.9) -> LipschitzEstimator:
     Optimizer selection based on function-proxy proximity, under review:
     Algorithm 2, line 5.
   """
-  if is_known(decay) and not 0 <= decay < 1:
-    raise ValueError(f"decay must lie in [0, 1), got {decay!r}.")
+  check_in("decay", decay, 0, 1)
 
   def init(params, k):
     values = jnp.zeros(k, trees.scalar_dtype(params))

@@ -1,10 +1,10 @@
 r"""The minmax step in one eigenspace, and what follows from it; all pure.
 
-An eigenspace is known by three numbers: the slope c = <v, g> of the loss along
-its unit eigenvector v, the eigenvalue, and the Lipschitz parameter L, which
-bounds how fast the eigenvalue changes. The loss along v then lies between the
-cubics `lower_model` and `upper_model`, and ELMO moves to the minimum of the
-upper one. Everything works elementwise on arrays that broadcast.
+Three numbers describe an eigenspace: the slope c = <v, g> of the loss along its
+unit eigenvector v, the eigenvalue, and the Lipschitz parameter L, which bounds
+how fast the eigenvalue changes. The loss along v lies between the cubics
+`lower_model` and `upper_model`, and ELMO moves to the minimum of the upper one.
+Everything works elementwise on arrays that broadcast.
 """
 
 import jax
@@ -38,9 +38,9 @@ def upper_model(
 
   References:
     Optimizer selection based on function-proxy proximity, under review: Eq. 3.
-    The paper's definition of M as a maximum leaves out the offset f and that
-    gradient and Hessian match. Lemma 3.1 needs a larger L, because eigenvectors
-    rotate; it does not say so.
+    The paper's M, a maximum, leaves out the offset f and that gradient and
+    Hessian match. Lemma 3.1 needs a larger L than it says, because eigenvectors
+    rotate.
   """
   x, c, h, lip = _arrays(move, slope, eigenvalue, lipschitz)
   return x * (c + x * (h / 2 + lip / 6 * jnp.abs(x)))
@@ -53,9 +53,9 @@ def lower_model(
 
   .. math:: m(x) = c x + \tfrac12 \lambda x^2 - \tfrac16 L |x|^3
 
-  After the minmax step m / M lies in [1, 2] where the eigenvalue is positive
-  and in [2, 5] where it is negative (Lemma C.2, tight): no loss with these L
-  falls by more than five times the decrease that is certain.
+  After the minmax step m / M lies in [1, 2] for a positive eigenvalue and in
+  [2, 5] for a negative one (Lemma C.2, tight). So no loss with these L falls by
+  more than five times the certain decrease.
 
   Args:
     move: x, signed, in units of the parameters.
@@ -90,24 +90,24 @@ def minmax_step(
     s = \frac{\sqrt{\lambda^2 + 2 L |c|} - \lambda}{L}
       = \frac{2 |c|}{\lambda + \sqrt{\lambda^2 + 2 L |c|}}
 
-  The first form cancels where the eigenvalue is positive, the second where it
-  is negative: in float32 each loses every digit once
-  :math:`2 L |c| < 10^{-7} \lambda^2`. So each sign takes the form that adds,
-  with the root by `hypot`, which neither over- nor underflows.
+  In float32 the first form loses every digit to cancellation for a positive
+  eigenvalue once :math:`2 L |c| < 10^{-7} \lambda^2`, and the second for a
+  negative one. So each sign takes the form that adds, with the root by `hypot`,
+  which neither over- nor underflows.
 
-  Newton's step :math:`|c| / \lambda` is the limit for L -> 0 in a convex
-  eigenspace. In a concave one the step is at least :math:`2 |\lambda| / L`,
-  and it is that long without any slope, when either direction will do.
+  In a convex eigenspace the limit for L -> 0 is Newton's step
+  :math:`|c| / \lambda`. In a concave one the step is at least
+  :math:`2 |\lambda| / L`, which it takes in either direction without a slope.
 
   Args:
     slope: c = <v, g>; its sign does not matter.
     eigenvalue: the curvature along v, of any sign.
-    lipschitz: L >= 0. At L = 0 the step is infinite, as it must be, where the
-      eigenvalue is negative or where it is zero and the slope is not.
+    lipschitz: L >= 0. At L = 0 the step is infinite where the eigenvalue is
+      negative, or zero with a slope.
 
   Returns:
-    s >= 0; the move along v is -sign(c) s. Its derivative in the slope is taken
-    as zero at slope zero, where it does not exist.
+    s >= 0; the move along v is -sign(c) s. The derivative in the slope, which
+    does not exist at slope zero, is zero there.
 
   Example:
 
@@ -125,7 +125,7 @@ def minmax_step(
   a = jnp.where(flat, 1, jnp.abs(c))
   reach = jnp.abs(h) + jnp.hypot(h, jnp.sqrt(2 * a) * jnp.sqrt(lip))
   convex = h >= 0
-  # Each denominator is made harmless where the other branch is taken.
+  # A denominator is 1 where the other branch is taken.
   by_slope = 2 * a / jnp.where(convex, reach, 1)
   by_curvature = reach / jnp.where(convex, 1, lip)
   no_slope = jnp.where(convex, 0, 2 * jnp.abs(h) / jnp.where(convex, 1, lip))
@@ -147,11 +147,9 @@ def minmax_preconditioner(
     lipschitz: L, a number or shape (n,), by ascending eigenvalue.
 
   Returns:
-    Phi, shape (n, n), symmetric and positive. At a saddle, where an eigenvalue
-    is at most zero and its slope is zero, Phi is not finite, because no matrix
-    gives ELMO's step (the Lemma does not say so).
-
-  Cost: one eigendecomposition.
+    Phi, shape (n, n), symmetric and positive, by one eigendecomposition. It is
+    not finite at a saddle, where an eigenvalue is at most zero and its slope is
+    zero, because no matrix gives ELMO's step (the Lemma does not say so).
 
   Example:
 
@@ -190,8 +188,8 @@ def newton_threshold(
 
   Args:
     slope: c = <v, g>.
-    eigenvalue: the curvature along v. Where it is negative Newton's step
-      ascends whatever L is: the threshold is 0.
+    eigenvalue: the curvature along v. Where it is negative, Newton's step
+      ascends for any L, and the threshold is 0.
     learning_rate: alpha in (0, 2), the damping of Newton's step.
 
   Returns:
@@ -233,9 +231,9 @@ def step_regret(
     lipschitz: L >= 0.
 
   Returns:
-    r: 0 is ELMO's move, -1 is none, -2 as far uphill. Where the slope is zero
-    ELMO's move has no sign, and r compares lengths; where it is zero too, r is
-    0 for no move and infinite for any.
+    r: 0 is ELMO's move, -1 is none, -2 is as far uphill. At slope zero ELMO's
+    move has no sign, and r compares lengths. If that move is zero too, r is 0
+    for no move and infinite for any other.
 
   Example:
 

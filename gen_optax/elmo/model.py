@@ -45,18 +45,15 @@ class Model(NamedTuple):
   length: jax.Array
 
   def minimum(self, sigma) -> tuple[jax.Array, jax.Array]:
-    """The moves to the model's minimum: downhill, and along negative curvature
-    without slope."""
+    """The moves to the minimum: downhill, and `step.escapes`."""
     space = (self.same, self.slopes, self.values, self.lipschitz + sigma)
     escape = step.escapes(*space, self.length, self.used)
     return step.coordinates(*space), escape
 
   def change(self, moves, sigma=0.0) -> jax.Array:
     """The change that is predicted for a move within the eigenspaces."""
-    lipschitz = self.lipschitz + sigma
-    return step.predicted_change(
-      self.same, moves, self.slopes, self.values, lipschitz
-    )
+    space = (self.slopes, self.values, self.lipschitz + sigma)
+    return step.predicted_change(self.same, moves, *space)
 
   def norm(self, moves, scale) -> jax.Array:
     """The norm of a move."""
@@ -104,8 +101,7 @@ def make_model(spaces: Eigenspaces, lipschitz) -> Model:
 def with_complement(model: Model, bound, lipschitz) -> Model:
   """The complement as one more eigenspace, along the gradient's part in it.
 
-  `bound`, of its curvature, stands for the eigenvalue; `lipschitz` is what the
-  estimator says of it.
+  Its eigenvalue is `bound`, a bound of the |curvature| there.
   """
   dtype = model.values.dtype
   left = _project_out(model.spaces, model.spaces.gradient)
@@ -129,11 +125,7 @@ def with_optimizer(model: Model, bound, optimizer, state, extra_args):
   """The complement left to an optimizer, and its state after its step."""
   spaces, dtype = model.spaces, model.values.dtype
   left = _project_out(spaces, spaces.gradient)
-  handed: dict[str, Any] = {
-    **extra_args,
-    "grad": left,
-    "value_fn": spaces.value_fn,
-  }
+  handed: dict[str, Any] = dict(extra_args, grad=left, value_fn=spaces.value_fn)
   if spaces.value is not None:
     handed["value"] = spaces.value
   other, after = optimizer.update(left, state, spaces.params, **handed)
@@ -152,9 +144,5 @@ def with_optimizer(model: Model, bound, optimizer, state, extra_args):
 def _project_out(spaces, tree):
   """`tree` without its part in the eigenspaces that are used."""
   inside = trees.project(spaces.vectors, tree, spaces.values)
-  inside = jnp.where(spaces.used, inside, 0)
-  return jax.tree.map(
-    lambda x, v: x - v.astype(x.dtype),
-    tree,
-    trees.combine(spaces.vectors, inside),
-  )
+  inside = trees.combine(spaces.vectors, jnp.where(spaces.used, inside, 0))
+  return jax.tree.map(lambda x, v: x - v.astype(x.dtype), tree, inside)

@@ -22,7 +22,7 @@ def relative_regret(
   .. math:: r_i = \frac{v_i' u}{x_i^*} - 1
 
   with :math:`x^*` ELMO's move: 0 is as good as ELMO in the worst case, -1 is no
-  move, and anything below that goes uphill.
+  move, and less is uphill.
 
   Args:
     update: u, the step to be added, a tree like the parameters.
@@ -39,10 +39,8 @@ def relative_regret(
 
     >>> import jax.numpy as jnp
     >>> from gen_optax import elmo
-    >>> gradient, values = jnp.array([1.0, 4.0]), jnp.array([1.0, 4.0])
-    >>> r = elmo.relative_regret(
-    ...   -0.25 * gradient, gradient, values, jnp.eye(2), 0.0)
-    >>> print(r)
+    >>> g = values = jnp.array([1.0, 4.0])
+    >>> print(elmo.relative_regret(-0.25 * g, g, values, jnp.eye(2), 0.0))
     [-0.75  0.  ]
 
   References:
@@ -61,8 +59,7 @@ def newton_residual(
 
   .. math:: \eta = \|(I - H \Phi) g\| / \|g\|
 
-  Below 1 at every step it gives convergence on convex losses, and fast
-  convergence where it tends to 0.
+  Convex losses converge if it is below 1 at every step, fast if it tends to 0.
 
   Args:
     hessian: H, shape (n, n).
@@ -99,9 +96,9 @@ def effective_condition(
     \kappa = \max_i |\mu_i| / \min_i |\mu_i|, \quad
     \mu = \mathrm{eig}(\Phi H) = \mathrm{eig}(C' H C), \; \Phi = C C'
 
-  The eigenvalues are real, though Phi H is not symmetric; its singular values
-  (another reading of "condition number") change with the coordinates, these do
-  not. The learning rate cancels.
+  The eigenvalues are real, though Phi H is not symmetric, and keep their values
+  in other coordinates. Its singular values, another reading of "condition
+  number", do not. The learning rate cancels.
 
   Args:
     hessian: H, symmetric, shape (n, n).
@@ -134,12 +131,10 @@ def eigenspace_residuals(
 ) -> jax.Array:
   r"""`newton_residual` in each eigenspace by itself.
 
-  .. math::
+  .. math:: r_i = 1 - \frac{g' \Phi H v_i}{g' v_i}
 
-    r_i = 1 - \frac{g' \Phi H v_i}{g' v_i}
-
-  It is what `preconditioner_regret` tends to where the curvature does not
-  change, up to the sign.
+  `preconditioner_regret` tends to it, up to the sign, where the curvature does
+  not change.
 
   Args:
     hessian: H, symmetric, shape (n, n).
@@ -148,10 +143,8 @@ def eigenspace_residuals(
     gradient: g, shape (n,).
 
   Returns:
-    r, shape (n,), by ascending eigenvalue. NaN or infinite where g has no part
-    in the eigenspace.
-
-  Cost: one eigendecomposition.
+    r, shape (n,), by ascending eigenvalue, from one eigendecomposition. NaN or
+    infinite where g has no part in the eigenspace.
 
   Example:
 
@@ -191,10 +184,9 @@ def preconditioner_regret(
     lipschitz: L, a number or shape (n,), by ascending eigenvalue.
 
   Returns:
-    r, shape (n,), by ascending eigenvalue, computed as `step_regret` of the
-    step, which agrees with the formula and holds for concave eigenspaces too.
-
-  Cost: one eigendecomposition.
+    r, shape (n,), by ascending eigenvalue, from one eigendecomposition. It is
+    the `step_regret` of the step, which agrees with the formula and holds for
+    concave eigenspaces too.
 
   Example:
 

@@ -29,8 +29,7 @@ class CurvatureReport(NamedTuple):
     eigenvalues: the largest descending, then the smallest ascending.
     slopes: the gradient along their eigenvectors.
     lipschitz: how fast each eigenvalue changes.
-    thresholds: eq. 8: the Lipschitz parameter from which Newton's step may
-      raise the loss.
+    thresholds: of eq. 8; from these on Newton's step may raise the loss.
     converged: which pairs may be read.
     share: the part of the squared gradient that lies in the converged pairs.
   """
@@ -56,7 +55,7 @@ class CurvatureReport(NamedTuple):
     """The verdict of appendix L's rule, for any share of the pairs.
 
     Second-order methods are worth their cost where the Lipschitz parameters of
-    the convex eigenspaces are small, that is below their thresholds.
+    the convex eigenspaces are below their thresholds.
 
     Returns:
       "second order" or "first order" where all convex pairs agree, "both" where
@@ -74,14 +73,11 @@ class CurvatureReport(NamedTuple):
 
     No verdict is given if the pairs hold less than 1 % of the squared gradient.
     """
-    lines = [
-      f"{'eigenvalue':>12} {'slope':>10} {'lipschitz':>10} {'threshold':>10}"
-    ]
+    lines = ["  eigenvalue      slope  lipschitz  threshold"]
     rows = zip(*(x.tolist() for x in self[:5]), strict=True)
     for value, slope, lipschitz, threshold, converged in rows:
-      if converged:
-        known = f"{slope:10.3g} {lipschitz:10.3g} {threshold:10.3g}"
-      else:
+      known = f"{slope:10.3g} {lipschitz:10.3g} {threshold:10.3g}"
+      if not converged:
         known = f"{'-':>10} {lipschitz:10.3g} {'-':>10}  not converged"
       lines.append(f"{value:12.4g} {known}")
     inside = f"{100 * float(self.share):.1f} % of the squared gradient"
@@ -109,11 +105,11 @@ def curvature_report(
 
   .. math:: L_i < 3 \lambda_i^2 / |c_i| \quad (\lambda_i > 0)
 
-  is where Newton's step is certain to lower the loss. The paper's rule: where
-  the convex eigenspaces have small Lipschitz parameters, second-order methods
-  hold an advantage, else first-order ones do. The rule reads only the extreme
-  pairs, at one point. The gradient's share in them, which is reported too, is
-  often below a hundredth; then `summary()` gives no verdict.
+  is where Newton's step is certain to lower the loss. By the paper's rule
+  second-order methods hold an advantage where the convex eigenspaces have small
+  Lipschitz parameters, and first-order ones elsewhere. This reads only the
+  extreme pairs, at one point. The gradient's share in them is reported too; if
+  it is below a hundredth, as it often is, `summary()` gives no verdict.
 
   Args:
     value_fn: the loss as a function of the parameters alone.
@@ -129,8 +125,8 @@ def curvature_report(
   Raises:
     ValueError: `value_fn` is not one finite real scalar, or a count is wrong.
 
-  Cost: `order` Hessian-vector products and the estimator's, by default
-  three for each pair. Compiled anew in each call.
+  Cost: `order` Hessian-vector products, the estimator's, by default three for
+  each pair, and a compilation in each call.
 
   Example:
 
@@ -150,17 +146,14 @@ def curvature_report(
 
   @jax.jit
   def find(params):
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    value, gradient = jax.value_and_grad(lambda p: scalar_loss(value_fn, p))(
-      params
-    )
-    point = Point(value_fn, params, value, gradient)
-    k = min(top + bottom, size)
+    loss = lambda p: scalar_loss(value_fn, p)
+    point = Point(value_fn, params, *jax.value_and_grad(loss)(params))
+    k = min(top + bottom, optax.tree.size(params))
     none = no_spectrum(params, k)
     found = extreme_spectrum(point, top, bottom, order, none)
     spaces = find_spaces(point, found)
     lip, _, _ = estimator.estimate(spaces, estimator.init(params, k))
-    square = jnp.maximum(optax.tree.norm(gradient, squared=True), 1e-38)
+    square = jnp.maximum(optax.tree.norm(point.gradient, squared=True), 1e-38)
     return CurvatureReport(
       eigenvalues=found.values,
       slopes=spaces.slopes,

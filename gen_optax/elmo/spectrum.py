@@ -10,8 +10,7 @@ from gen_optax.oracle import line
 from gen_optax.oracle.hessian import hvp
 from gen_optax.oracle.lanczos import basis_sizes, extreme_eigenpairs
 
-# Above this size the Hessian has 4 million entries, and its decomposition takes
-# seconds.
+# A larger Hessian has over 4 million entries; its decomposition takes seconds.
 DENSE_LIMIT = 2000
 # Columns of the dense Hessian that are computed together.
 _COLUMNS = 32
@@ -38,10 +37,10 @@ class Spectrum(NamedTuple):
   Attributes:
     values: k eigenvalues; ascending in the dense form, in a subspace the
       largest descending, then the smallest ascending.
-    vectors: k rows of each leaf's shape. Each has the sign that gives it a
-      positive product with a fixed noise vector.
+    vectors: k rows of each leaf's shape, with the sign that makes the product
+      with a fixed noise vector positive.
     used: which pairs have converged.
-    complement_bound: of the |curvature| in the directions that are left.
+    complement_bound: of the |curvature| in the other directions.
   """
 
   values: jax.Array
@@ -61,7 +60,7 @@ class Eigenspaces(NamedTuple):
     values: k eigenvalues.
     vectors: their orthonormal eigenvectors, k rows of each leaf's shape.
     slopes: the k inner products of vectors and gradient.
-    used: which of the k are to be used; the others have not converged.
+    used: which of the k have converged; the others are not to be used.
   """
 
   value_fn: line.ValueFn
@@ -110,13 +109,9 @@ def no_spectrum(params, k: int) -> Spectrum:
 def dense_spectrum(value_fn, params) -> Spectrum:
   """All eigenpairs; `params` is one vector of shape (n,)."""
   n, dtype = len(params), params.dtype
-
-  def column(unit):
-    return hvp(value_fn, params, unit)[1]
-
-  hessian = jax.lax.map(
-    column, jnp.eye(n, dtype=dtype), batch_size=min(n, _COLUMNS)
-  )
+  column = lambda unit: hvp(value_fn, params, unit)[1]
+  eye = jnp.eye(n, dtype=dtype)
+  hessian = jax.lax.map(column, eye, batch_size=min(n, _COLUMNS))
   values, vectors = jnp.linalg.eigh((hessian + hessian.T) / 2)
   return Spectrum(
     values=values,
@@ -145,17 +140,17 @@ def extreme_spectrum(
   )
   size = jnp.abs(pairs.values)
   used = pairs.residuals <= _CONVERGED * size
-  # Pairs that are not used belong to the complement.
+  # The other pairs belong to the complement.
   unused = jnp.where(used, 0, size).max(initial=0)
   bound = jnp.maximum(pairs.complement_bound, unused)
-  # If no Ritz value is left over, the largest one is all that is known.
+  # If no Ritz value is left over, only the largest one is known.
   bound = jnp.where(bound > 0, bound, size.max(initial=0))
   vectors = _with_fixed_signs(pairs.vectors, pairs.values)
   return Spectrum(pairs.values, vectors, used, bound)
 
 
 def _with_fixed_signs(vectors, values):
-  """Makes the step independent of the signs that a decomposition chooses."""
+  """Makes the step independent of the signs that the decomposition chose."""
   one = jax.tree.map(lambda v: v[0], vectors)
   side = trees.project(vectors, trees.noise_like(one, _SEED), values)
   flip = jnp.where(side < 0, -1, 1)

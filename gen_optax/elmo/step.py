@@ -1,10 +1,10 @@
 r"""ELMO's step in the coordinates of given eigenvectors.
 
-The paper's step is taken for each eigenvector by itself. For a repeated
-eigenvalue it therefore depends on the basis of the eigenspace, which the
-machine's decomposition chooses. Here eigenvectors whose eigenvalues agree to
-rounding are one eigenspace. Its slope is the norm of the gradient's part in it,
-and the move goes straight down that part, which no basis can change:
+The paper takes a step for each eigenvector by itself. For a repeated eigenvalue
+that depends on the basis of the eigenspace, which the machine's decomposition
+chooses. Here eigenvectors whose eigenvalues agree to rounding are one
+eigenspace. Its slope is the norm of the gradient's part in it, and the move
+goes straight down that part, whatever the basis:
 
     a = |P g|,  s = minmax_step(a, eigenvalue, L),  move = -(s / a) P g
 
@@ -36,7 +36,7 @@ def norm_in_space(same: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def mean_in_space(same: jax.Array, x: jax.Array) -> jax.Array:
-  """One number for each eigenspace: what its coordinates have on average."""
+  """The mean over the coordinates of each eigenspace, shape (k,)."""
   weight = same.astype(x.dtype)
   # A simple eigenvalue keeps x itself: rounding could cost its sign.
   return jnp.where(same.sum(1) == 1, x, weight @ x / weight.sum(1))
@@ -51,7 +51,7 @@ def coordinates(same, slopes, values, lipschitz) -> jax.Array:
 
 
 def escapes(same, slopes, values, lipschitz, length, used) -> jax.Array:
-  r"""Moves along negative curvature that has no slope, shape (k,), >= 0.
+  """Moves along negative curvature that has no slope, shape (k,), >= 0.
 
   There the minmax step is 2 |eigenvalue| / L to either side, and the model
   falls by 2 |eigenvalue|^3 / (3 L^2). `length` is the norm of the gradient.
@@ -71,15 +71,15 @@ def predicted_change(same, moves, slopes, values, lipschitz) -> jax.Array:
 
 
 def cubic_change(same, moves, lipschitz=1.0) -> jax.Array:
-  """The part of `predicted_change` that the Lipschitz parameters make."""
+  """The part of `predicted_change` that is due to the Lipschitz parameters."""
   return jnp.sum(lipschitz / 6 * norm_in_space(same, moves) * moves**2)
 
 
 def decrease_ratio(before, after, predicted) -> jax.Array:
   """Actual over predicted decrease, as far as rounding shows it.
 
-  A predicted decrease that is too small to show counts as reached unless the
-  loss visibly rises. A loss that is not a number has the lowest ratio.
+  A predicted decrease below rounding counts as reached unless the loss visibly
+  rises. A loss that is not finite has the lowest ratio.
   """
   info = jnp.finfo(before.dtype)
   noise = RECOMPUTED * info.eps * jnp.maximum(jnp.abs(before), jnp.abs(after))

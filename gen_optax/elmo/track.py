@@ -52,9 +52,8 @@ def track_lipschitz(
 
   The updates pass unchanged; what is learned is in the state. The default is
   Algorithm 3, EigenARC, with the largest and the smallest eigenvalue, as in the
-  paper's measurements.
-
-  Goes first in a chain, where the updates are the gradient of `value_fn`.
+  paper's measurements. It goes first in a chain, where the updates are the
+  gradient of `value_fn`.
 
   Args:
     lipschitz: an estimator, as in `scale_by_elmo`.
@@ -63,16 +62,16 @@ def track_lipschitz(
     every: estimates on every `every`-th step; the others cost nothing.
 
   Returns:
-    A transformation that leaves its updates alone and whose `update` takes
-    `value_fn`. Its state is `TrackLipschitzState`.
+    A transformation whose `update` takes `value_fn` and whose state is
+    `TrackLipschitzState`.
 
   Raises:
     ValueError: on a wrong configuration, and on a missing argument, with the
       line that mends the call.
 
-  Cost: on every `every`-th step `order` Hessian-vector products and what the
-  estimator costs. On a mesh: what these send, and about 2 `order`^2 numbers for
-  each sharded leaf.
+  Cost: on every `every`-th step `order` Hessian-vector products and the
+  estimator's cost. On a mesh also about 2 `order`^2 numbers for each sharded
+  leaf.
 
   Example:
 
@@ -95,9 +94,7 @@ def track_lipschitz(
   def init_fn(params):
     require_leaves("track_lipschitz", params)
     params = widen(params)
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    top, bottom, _ = basis_sizes(*subspace, order, size)
-    k = top + bottom
+    k = sum(basis_sizes(*subspace, order, optax.tree.size(params))[:2])
     return TrackLipschitzState(
       count=jnp.zeros((), jnp.int32),
       spectrum=no_spectrum(params, k),
@@ -107,17 +104,10 @@ def track_lipschitz(
     )
 
   def update_fn(
-    updates,
-    state,
-    params=None,
-    *,
-    value_fn: Any = None,
-    value=None,
-    **extra_args,
+    updates, state, params=None, *, value_fn: Any = None, value=None, **_
   ):
-    del extra_args
     require("track_lipschitz", params=params, value_fn=value_fn)
-    if not sum(leaf.size for leaf in jax.tree.leaves(updates)):
+    if not optax.tree.size(updates):
       return updates, state
     dtype = state.lipschitz.dtype
     value = value if trees.is_wide(params) else None

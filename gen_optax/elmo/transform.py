@@ -39,14 +39,14 @@ class ElmoInfo(NamedTuple):
   Attributes:
     eigenvalues: those that the step used, shape (k,), in the order of
       `Spectrum`; 0 where a pair has not converged.
-    lipschitz: the Lipschitz parameters of the last trial without sigma.
+    lipschitz: the Lipschitz parameters without sigma.
     accepted: whether a step was taken, other than a step back.
     ratio: actual over predicted decrease of the last trial, 1 where both are
       below rounding; 0 without the safeguard.
     rejections: trials that failed in this update.
     reverted: whether the loss had risen so far that the last step was undone.
-    evaluations: of the loss in this update, the estimator's included,
-      derivatives not.
+    evaluations: of the loss in this update, with the estimator's, without
+      derivatives.
   """
 
   eigenvalues: jax.Array
@@ -66,8 +66,7 @@ class ScaleByElmoState(NamedTuple):
     sigma: what is added to every Lipschitz parameter.
     length: running scale of the length of the steps.
     last: an `undo.Last`; None without the safeguard.
-    spectrum: the eigenpairs. In the dense form with `every=1` its vectors are
-      None.
+    spectrum: the eigenpairs. The dense form with `every=1` keeps no vectors.
     known: whether there are eigenpairs.
     lipschitz: what the estimator said at them.
     estimator: the estimator's state.
@@ -113,52 +112,48 @@ def scale_by_elmo(
   That is Newton's step where L is small, and at least 2 |eigenvalue| / L where
   the curvature is negative. A repeated eigenvalue is one eigenspace, so that
   the step does not depend on its basis. The result is a preconditioned
-  gradient, not negated, for a rate of 1, which is what the trials test.
+  gradient, not negated, for a rate of 1, which the trials test.
 
   No estimate of L holds over a whole step. So L is the estimate + sigma, and
-  each update tries its step. Where the loss falls by less than a tenth of what
-  the model promises, or the step is five times as long as those before it,
-  sigma is raised, two- to eightfold, and the step is tried anew. Above nine
-  tenths sigma is halved. After a step is shortened for its length, the next one
-  is not limited, because two long ones in a row are believed. If the loss has
-  risen by ten times what it usually changes, the update undoes the step that
-  led there, once and without a trial. By default the estimate is 0 and sigma is
-  all: an adaptive cubic regularisation that treats eigenspaces apart.
+  each update tries its step. If the loss falls by less than a tenth of what the
+  model promises, or the step is five times as long as those before it, sigma is
+  raised two- to eightfold and the step tried anew. Above nine tenths sigma is
+  halved. After a step that was shortened for its length the next one is not
+  limited: two long ones in a row are believed. If the loss has risen by ten
+  times its usual change, the update undoes the step that led there, once and
+  without a trial. By default the estimate is 0, which makes this an adaptive
+  cubic regularisation that treats eigenspaces apart.
 
-  On a ridge or a saddle, where negative curvature has no slope, the step has a
-  length and no side: see `saddle_sign`.
-
-  Goes first in a chain: the incoming updates have to be the gradient of
-  `value_fn`. Meant for full or large batches, because trials fit the batch that
+  It goes first in a chain, because the updates must be the gradient of
+  `value_fn`, and suits full or large batches, because trials fit the batch that
   they see.
 
   Args:
-    lipschitz: "adaptive" (nothing but sigma); a positive number or array of
-      shape (k,); a function from `gen_optax.elmo.Eigenspaces` to one; "drift",
-      "third", "gradient" or "eigen_arc"; or a `LipschitzEstimator`
-      of `gen_optax.elmo`, which has their options.
+    lipschitz: "adaptive" (only sigma), "drift", "third", "gradient" or
+      "eigen_arc"; a `LipschitzEstimator` of `gen_optax.elmo`, which has their
+      options; a positive number or array of shape (k,); or a function from
+      `gen_optax.elmo.Eigenspaces` to one.
     subspace: None: the exact dense form, for at most 2000 parameters. (top,
       bottom): that many of the largest and smallest eigenvalues, by Lanczos.
     order: products for each Lanczos run, see `extreme_eigenpairs`; a pair whose
       residual exceeds a tenth of its eigenvalue is not used.
     complement: an optimizer for the gradient outside the subspace, for example
       `optax.sgd(0.1)`; its step is projected out of the subspace and shortened
-      when trials fail. None: the complement is one more eigenspace, whose
-      eigenvalue is the largest |Ritz value| outside the pairs: a step of at
-      most 1 / that.
+      when trials fail. None: one more eigenspace, with the largest |Ritz value|
+      outside the pairs as eigenvalue: a step of at most 1 / that.
     safeguarded: False takes the first step without a trial. With a constant
       `lipschitz` that is Algorithm 1 to the letter; with other estimators sigma
       stays as it starts, and they still diverge.
     initial_sigma: where sigma starts, positive.
-    max_rejections: trials after the first, at least 0. Where all fail the
-      update is zero, and sigma has been doubled for each.
-    saddle_sign: "probe" tries one side and, where that fails, the other in the
-      next trial; without safeguard it evaluates both and takes the lower.
-      "positive" takes the side of a fixed noise vector; "zero" makes no such
-      move.
+    max_rejections: trials after the first, at least 0. If all fail, the update
+      is zero, and sigma doubles for each.
+    saddle_sign: the side of the step on a ridge or a saddle, where negative
+      curvature has no slope. "probe" tries one side and, if that fails, the
+      other in the next trial; without safeguard it evaluates both and takes the
+      lower. "positive" takes the side of a fixed noise vector; "zero" makes no
+      such move.
     max_step: the largest norm of a step, positive. None: no limit.
-    every: the eigenpairs and the estimates are computed on every `every`-th
-      step.
+    every: steps from one computation of eigenpairs and estimates to the next.
 
   Under `optax.inject_hyperparams` name `order` in `static_args`, and a callable
   `lipschitz`; the numbers may be injected.
@@ -172,16 +167,16 @@ def scale_by_elmo(
       form, on a leaf that is not real, and on a missing argument, with the line
       that mends the call.
 
-  Cost: on every `every`-th step, dense: n Hessian-vector products, one
-  eigendecomposition, n^2 numbers; in a subspace `order` products, one after the
-  other, and `order` copies of the parameters while they run, of which top +
-  bottom are kept; and a copy of where the last step started. On every step one
-  evaluation of the loss for each trial.
+  Cost: one evaluation of the loss for each trial, and a copy of where the last
+  step started. On every `every`-th step also, in the dense form, n
+  Hessian-vector products, one eigendecomposition and n^2 numbers; in a subspace
+  `order` products, one after the other, and `order` copies of the parameters
+  while they run, of which top + bottom are kept.
 
-  On a mesh, in a subspace: what the products and trials send, and nothing else
-  where parameters are replicated; where they are sharded, besides, about
-  2 `order`^2 numbers for each leaf. The dense form gathers the parameters on
-  every device, and the compiler may distribute the n^2 numbers and gather them.
+  On a mesh a subspace sends what the products and trials send, and about
+  2 `order`^2 numbers for each sharded leaf. The dense form gathers the
+  parameters on every device, and the compiler may distribute the n^2 numbers
+  and gather them.
 
   Example:
 
@@ -207,9 +202,9 @@ def scale_by_elmo(
   """
   fixed = is_constant(lipschitz)
   _check(subspace, order, complement, safeguarded, saddle_sign)
-  check_positive(
-    initial_sigma=initial_sigma, max_step=1.0 if max_step is None else max_step
-  )
+  check_positive(initial_sigma=initial_sigma)
+  if max_step is not None:
+    check_positive(max_step=max_step)
   check_integers(0, max_rejections=max_rejections)
   check_integers(1, every=every)
   dense = subspace is None
@@ -227,7 +222,7 @@ def scale_by_elmo(
     params = widen(params)
     curvature = init_curvature(params)
     dtype = trees.scalar_dtype(params)
-    # Each leaf is an array of its own: a caller may donate the state.
+    # Each leaf has its own array, because a caller may donate the state.
     column = lambda: jnp.zeros_like(curvature.lipschitz)
     no, zero = lambda: jnp.zeros((), bool), lambda: jnp.zeros((), jnp.int32)
     sigma = 0.0 if fixed and not safeguarded else initial_sigma
@@ -245,19 +240,13 @@ def scale_by_elmo(
     )
 
   def update_fn(
-    updates,
-    state,
-    params=None,
-    *,
-    value_fn: Any = None,
-    value: Any = None,
-    **extra_args,
+    updates, state, params=None, *, value_fn: Any = None, value=None, **extra
   ):
     require("scale_by_elmo", params=params, value_fn=value_fn)
     require_scalar("scale_by_elmo", value)
-    if not sum(leaf.size for leaf in jax.tree.leaves(updates)):
+    if not optax.tree.size(updates):
       return updates, state
-    # A loss of narrow parameters is evaluated on another forward path.
+    # Trials widen the parameters, and `value` is of another forward path.
     if not trees.is_wide(params):
       value = None
     params, gradient, back = widen(params), widen(updates), lambda tree: tree
@@ -265,19 +254,19 @@ def scale_by_elmo(
       (params, back), (gradient, _) = _one_vector(params), _one_vector(gradient)
       on_tree, value_fn = value_fn, lambda p: on_tree(back(p))
     point = Point(value_fn, params, value, gradient)
-    move, state = _update(point, state, extra_args)
+    move, state = _update(point, state, extra)
     # A preconditioned gradient: the move, negated.
     direction = trees.scale(back(move), -jnp.ones((), state.sigma.dtype))
     return optax.tree.cast_like(direction, updates), state
 
-  def _update(point, state, extra_args):
+  def _update(point, state, extra):
     point, spent = _with_value(point, state.sigma.dtype)
     healthy = _is_finite(point, state.sigma.dtype)
     curvature, more = find_curvature(state, point, healthy)
     healthy = healthy & curvature.known
-    # The slopes are of this gradient, however old the eigenpairs are.
+    # The eigenpairs may be old; the slopes are of this gradient.
     spaces = find_spaces(point, curvature.spectrum)
-    model, complement_state = _model(spaces, curvature, state, extra_args)
+    model, after = _model(spaces, curvature, state, extra)
     start = trials.no_trial(model, state.sigma, spent + more)
     if not safeguarded:
       trial = trials.unsafeguarded(model, start, healthy, settings)
@@ -290,18 +279,15 @@ def scale_by_elmo(
       )
       back = jax.tree.map(jnp.subtract, state.last.params, point.params)
       move = trees.select(reverted, back, _move(model, trial))
-      last = undo.remember(
-        state.last, point.params, point.value, trial.accepted
-      )
+      at = point.params, point.value
+      last = undo.remember(state.last, *at, trial.accepted)
     return move, ScaleByElmoState(
       count=trees.increment(state.count),
       sigma=trial.sigma,
       length=trials.learn_length(state.length, model, trial),
       last=last,
       **stored(curvature)._asdict(),
-      complement=trees.select(
-        trial.accepted, complement_state, state.complement
-      ),
+      complement=trees.select(trial.accepted, after, state.complement),
       info=ElmoInfo(
         eigenvalues=jnp.where(spaces.used, spaces.values, 0),
         lipschitz=curvature.lipschitz,
@@ -314,7 +300,7 @@ def scale_by_elmo(
     )
 
   def _with_value(point, dtype):
-    """The point with the loss there, if it is read, and evaluations."""
+    """The point with the loss there, if that is read, and evaluations."""
     value, evaluations = point.value, jnp.zeros((), jnp.int32)
     if value is None and safeguarded:
       value = line.scalar_loss(point.value_fn, point.params)
@@ -329,14 +315,12 @@ def scale_by_elmo(
       finite = finite & jnp.isfinite(point.value)
     return finite
 
-  def _model(spaces, curvature, state, extra_args):
+  def _model(spaces, curvature, state, extra):
     """The model, and the state of the complement's optimizer after it."""
     model = make_model(spaces, curvature.lipschitz)
     bound = curvature.spectrum.complement_bound
     if complement is not None:
-      return with_optimizer(
-        model, bound, complement, state.complement, extra_args
-      )
+      return with_optimizer(model, bound, complement, state.complement, extra)
     if not dense:
       own = jnp.max(jnp.asarray(lipschitz, bound.dtype)) if fixed else 0
       model = with_complement(model, bound, own)
@@ -351,7 +335,7 @@ def scale_by_elmo(
 
 def _one_vector(tree):
   """`trees.one_vector`, for a tree that is small enough."""
-  size = sum(leaf.size for leaf in jax.tree.leaves(tree))
+  size = optax.tree.size(tree)
   if size > DENSE_LIMIT:
     raise ValueError(
       f"The dense form takes at most {DENSE_LIMIT} parameters, and there are "
@@ -364,9 +348,8 @@ def _one_vector(tree):
 def _check(subspace, order, complement, safeguarded, saddle_sign):
   if subspace is not None:
     check_subspace(subspace, order)
-  for name, option in (("order", order), ("complement", complement)):
-    if subspace is None and option is not None:
-      raise ValueError(f"{name} needs subspace=(top, bottom).")
+  elif order is not None or complement is not None:
+    raise ValueError("order and complement need subspace=(top, bottom).")
   if not isinstance(safeguarded, bool):
     raise ValueError(f"safeguarded must be True or False, got {safeguarded!r}.")
   if saddle_sign not in get_args(SaddleSign):

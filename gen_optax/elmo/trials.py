@@ -11,8 +11,8 @@ from gen_optax.guards.scale import Scale, check, exceeds, new_scale
 from gen_optax.helpers import trees
 from gen_optax.helpers.lazy import run_if
 
-# A trial is accepted from this ratio of actual to predicted decrease on, and
-# sigma is halved above the other one.
+# Ratios of actual to predicted decrease: a trial is accepted from the first on,
+# and sigma is halved above the second.
 ACCEPT = 0.1
 RELAX = 0.9
 # A rejection raises sigma by a factor between these, to the value with which
@@ -20,9 +20,9 @@ RELAX = 0.9
 # evaluations on Rosenbrock's function.
 LEAST_RAISE = 2
 MOST_RAISE = 8
-# A trial this many times as long as the usual step is refused, however low the
-# loss there. Where the curvature turns negative, the length is twice the
-# eigenvalue over a sigma that has halved for many steps.
+# A trial this many times as long as the usual step is refused, whatever the
+# loss. Where the curvature turns negative, the length is twice the eigenvalue
+# over a sigma that has halved for many steps.
 MAX_GROWTH = 5.0
 # Sigma's range; the floor is in units of the largest |eigenvalue|.
 _FLOOR = 1e-8
@@ -44,8 +44,7 @@ class Trials(NamedTuple):
     moves: the coordinates of the last trial, shape (m,).
     side: of a saddle, for the next trial, 1 or -1.
     scale: the factor on the step of the complement's optimizer.
-    sigma: what the next trial, or the next step, adds to the Lipschitz
-      parameters.
+    sigma: what the next trial or step adds to the Lipschitz parameters.
     ratio: actual over predicted decrease.
     accepted: whether that was enough.
     rejections: trials that failed.
@@ -97,9 +96,9 @@ def learn_length(scale: Scale, model: Model, trial: Trials) -> Scale:
   """Takes in the norm of a step that was taken.
 
   The scale goes up at once and comes down as an average does. A trial that was
-  refused for its length resets it, so that the next step is not limited: two
-  long ones in a row are believed. Otherwise a run with tiny steps behind it
-  would be held back until they have grown again.
+  refused for its length resets it: the next step is not limited, because two
+  long ones in a row are believed. Otherwise tiny steps would hold a run back
+  until they have grown again.
   """
   new = model.norm(trial.moves, trial.scale).astype(scale.usual.dtype)
   new = jnp.where(trial.accepted, new, 0.0)
@@ -113,18 +112,13 @@ def safeguarded(
 ) -> Trials:
   """Tries steps of growing caution until one keeps its promise.
 
-  Args:
-    model: of this step.
-    start: from `no_trial`.
-    pending: whether to try at all.
-    usual: running scale of the length of steps.
-    settings: of `scale_by_elmo`.
+  It tries none unless `pending`; `usual` is the running scale of their length.
   """
   before: Any = model.spaces.value
   dtype = model.values.dtype
   size = jnp.abs(model.values).max(initial=0)
-  # It ends the halving and never raises sigma, which would take dozens of steps
-  # to come down after one absurd Hessian.
+  # The floor ends the halving. It never raises sigma, which would take dozens
+  # of steps to come down after one absurd Hessian.
   floor = jnp.minimum(_FLOOR * jnp.where(size > 0, size, 1), start.sigma)
 
   def body(carry):
@@ -147,7 +141,7 @@ def safeguarded(
     lower = jnp.where(ratio > RELAX, trial.sigma / 2, trial.sigma)
     needed = (after - before - foreseen) / step.cubic_change(model.same, moves)
     needed = needed.astype(trial.sigma.dtype) / trial.sigma
-    # A loss that is not a number, or that was not evaluated, says nothing.
+    # A loss that is not finite, or was not evaluated, says nothing.
     needed = jnp.where(jnp.isfinite(needed), needed, MOST_RAISE)
     higher = trial.sigma * jnp.clip(needed, LEAST_RAISE, MOST_RAISE)
     sigma = jnp.where(accepted, lower, higher)
@@ -168,7 +162,7 @@ def safeguarded(
 
   last = jax.lax.while_loop(lambda c: c[0], body, (pending, start))[1]
   # If nothing helped, the gradient may be at fault rather than the curvature.
-  # The next step must not start from the largest sigma that was tried.
+  # So the next step does not start from the largest sigma that was tried.
   doubled = start.sigma * 2.0**last.rejections
   failed = pending & ~last.accepted
   sigma = jnp.where(failed, jnp.clip(doubled, floor, _CEILING), last.sigma)

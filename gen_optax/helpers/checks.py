@@ -6,7 +6,7 @@ import optax
 
 
 def is_known(number) -> bool:
-  """Whether a number can be checked now: tracers, from injection, pass."""
+  """Whether a number can be checked now; tracers, from injection, cannot."""
   return not isinstance(number, jax.core.Tracer)
 
 

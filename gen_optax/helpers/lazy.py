@@ -10,17 +10,14 @@ import jax.numpy as jnp
 def run_if(predicate: jax.Array, work: Callable[[Any], Any], state: Any) -> Any:
   """`work(state)` where `predicate` holds, else `state` itself.
 
-  A loop of at most one trip: `lax.cond` becomes a select under `jax.vmap` and
-  does the work on every step, and it copies a donated state where a loop
-  updates it in place.
+  A loop of at most one trip. `lax.cond` copies a donated state, which a loop
+  updates in place, and under `jax.vmap` it becomes a select, which does the
+  work on every step.
 
   Args:
     predicate: a boolean scalar.
     work: a function from a state to one of the same structure and dtypes.
     state: any tree of arrays.
-
-  Returns:
-    The new state, or the old.
   """
 
   def trip(carry):

@@ -1,9 +1,9 @@
 """How many eps count as rounding, and where each multiple comes from."""
 
-# What is left where vectors cancel, beside the vectors: a few roundings.
+# What is left where vectors cancel, relative to them: a few roundings.
 CANCELLED = 16
-# Between eigenvalues this close, beside the largest one, a decomposition mixes
-# eigenvectors.
+# A decomposition mixes the eigenvectors of eigenvalues that are this close,
+# relative to the largest one.
 DECOMPOSED = 100
 # Between the losses at one point in two places of a compiled program.
 RECOMPUTED = 8

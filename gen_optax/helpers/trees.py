@@ -56,8 +56,8 @@ def scalar_dtype(tree) -> jnp.dtype:
 def vdot(a, b, dtype) -> jax.Array:
   """Re<a, b>, accumulated in `dtype`.
 
-  `optax.tree.vdot` ravels each leaf, which an Explicit mesh refuses and which
-  costs a gather on a sharded one.
+  `optax.tree.vdot` ravels each leaf: an Explicit mesh refuses that, and it
+  gathers a sharded leaf.
   """
 
   def product(x, y):
@@ -65,9 +65,8 @@ def vdot(a, b, dtype) -> jax.Array:
     return jnp.real(jnp.conj(x).astype(wide) * y.astype(wide))
 
   pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-  return total(
-    [product(x, y) for x, y in pairs if is_float(x) and is_float(y)], dtype
-  )
+  floats = [pair for pair in pairs if all(map(is_float, pair))]
+  return total([product(x, y) for x, y in floats], dtype)
 
 
 def vdot_of_sizes(a, b, dtype) -> jax.Array:
@@ -82,9 +81,9 @@ def vdot_of_sizes(a, b, dtype) -> jax.Array:
 def total(terms, dtype) -> jax.Array:
   """The sum of all entries of real arrays.
 
-  Small arrays of one shape are added first: a network has many, and a reduction
-  costs a kernel or two, however small. Large ones are not, since XLA gathers
-  what is sharded differently.
+  Small arrays of one shape are added first, because a network has many and each
+  reduction costs a kernel or two. Large ones are not, because XLA would gather
+  those that are sharded differently.
   """
   groups = {}
   for i, x in enumerate(terms):
@@ -119,8 +118,8 @@ def largest(tree, dtype) -> jax.Array:
   out = jnp.zeros((), dtype)
   for size in sizes:
     out = jnp.maximum(out, size.max(initial=0).astype(dtype))
-  # On a CPU XLA's maximum of more than a few thousand floats drops NaN. A sum
-  # drops none; a maximum of their bits takes two to nine times as long.
+  # XLA's maximum of more than a few thousand floats drops NaN on a CPU; a sum
+  # does not. A maximum of their bits takes two to nine times as long.
   return jnp.where(jnp.isnan(total(sizes, dtype)), jnp.nan, out)
 
 
@@ -141,7 +140,7 @@ def norm(tree, dtype) -> jax.Array:
   """The global norm, right also where squares over- or underflow."""
   out = jnp.sqrt(vdot(tree, tree, dtype))
   info = jnp.finfo(dtype)
-  # Below, more than the last digit of a square may be lost.
+  # A smaller norm may have lost more than the last digit of a square.
   smallest = float(info.tiny / info.eps) ** 0.5
 
   def scaled(_):
@@ -155,8 +154,7 @@ def norm(tree, dtype) -> jax.Array:
 def random_like(key, tree, sample=jax.random.normal):
   """A random tree like `tree` in at least float32, sharded as it is.
 
-  Each leaf has a key of its own, so that its numbers do not depend on how the
-  others are laid out.
+  Each leaf has its own key, so that no number depends on the other leaves.
   """
   leaves, treedef = jax.tree.flatten(tree)
 
@@ -174,9 +172,9 @@ def random_like(key, tree, sample=jax.random.normal):
 def noise_like(tree, seed):
   """Fixed noise in [-1, 1) for each entry, a hash of its place and the seed.
 
-  For vectors that only have to be generic: it compiles to a few integer
-  operations where a random key takes thousands, and is sharded as `tree` is.
-  `seed` may be traced.
+  For vectors that only have to be generic, sharded as `tree` is. It compiles to
+  a few integer operations, where a random key takes thousands. `seed` may be
+  traced.
   """
   leaves, treedef = jax.tree.flatten(tree)
 
@@ -192,8 +190,7 @@ def noise_like(tree, seed):
     # Every input bit reaches every output bit: shifts, and odd multipliers.
     for shift, odd in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
       x = (x ^ (x >> shift)) * jnp.uint32(odd)
-    dtype = at_least_float32(leaf.dtype)
-    return x.astype(dtype) * 2.0**-31 - 1
+    return x.astype(at_least_float32(leaf.dtype)) * 2.0**-31 - 1
 
   return treedef.unflatten([leaf_noise(i, x) for i, x in enumerate(leaves)])
 
@@ -246,7 +243,7 @@ def explicit_sharding(leaf) -> jax.sharding.NamedSharding | None:
 def one_vector(tree):
   """The tree as one vector on every device, and the way back.
 
-  It gathers sharded leaves. Explicit meshes have to be told to.
+  It gathers sharded leaves, for which an Explicit mesh needs `reshard`.
   """
   shardings = jax.tree.map(explicit_sharding, tree)
 
@@ -269,10 +266,10 @@ def _replicated(sharding) -> jax.sharding.NamedSharding:
 
 
 def keep_sharding(move, x) -> Any:
-  """`move(x)`, of x's shape and on an Explicit mesh of its sharding.
+  """`move(x)`, which has x's shape, with x's sharding on an Explicit mesh too.
 
-  Explicit meshes refuse to cut a sharded axis, as `jnp.roll` does; there the
-  compiler finds the exchange of neighbours, as it does on Auto meshes.
+  Explicit meshes refuse to cut a sharded axis, as `jnp.roll` does. So the
+  compiler finds the exchange of neighbours there, as it does on Auto meshes.
   """
   sharding = explicit_sharding(x)
   if sharding is None:
@@ -286,7 +283,7 @@ def increment(count) -> jax.Array:
 
 
 def multiply(tree, factor):
-  """`factor * tree`, each leaf multiplied in >= float32, in its own dtype."""
+  """`factor * tree`: multiplied in at least float32, kept in its own dtype."""
 
   def leaf_multiply(x):
     if not is_float(x):

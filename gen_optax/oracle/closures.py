@@ -1,7 +1,7 @@
 """The contract of the loss closure, and adapters to it.
 
-Every stage reads one closure, `value_fn`: the loss as a function of the
-parameters alone, closed over the batch and the random key of this step.
+Every stage reads `value_fn`, the loss as a function of the parameters alone,
+closed over the batch and the random key of this step.
 """
 
 from typing import Any, NamedTuple
@@ -45,7 +45,7 @@ def require(stage: str, **arguments):
 
 
 def require_scalar(stage: str, value):
-  """Raises `ValueError` for a `value` that is not one number, or None."""
+  """Raises `ValueError` for a `value` that is neither one number nor None."""
   if value is not None and jnp.shape(value) != ():
     raise ValueError(
       f"{stage} takes the loss, one number, as value=; it got shape "
@@ -58,7 +58,7 @@ def check_value_fn(
 ) -> None:
   """Checks a loss closure before the first step, outside `jax.jit`.
 
-  Calls it twice and compares: a closure that draws a fresh dropout mask, reads
+  It compares two calls. A closure that draws a fresh dropout mask, reads
   another batch, or lacks a regulariser of the trained loss gives differences
   along the line that are not the loss's own, and a fit to them is noise.
 
@@ -68,15 +68,13 @@ def check_value_fn(
     value: the loss at `params` as the training step computed it.
 
   Returns:
-    None.
+    None. Costs two forward passes.
 
   Raises:
     ValueError: `value_fn` is not callable, does not return one real scalar, is
       not finite, differs at all between two calls, or differs from `value` by
-      more than 300 eps of the larger of both; eps is that of the narrowest of
-      loss and parameters, and at least 1e-7.
-
-  Cost: two forward passes.
+      more than 300 eps of the larger one; eps is that of the narrowest of loss
+      and parameters, and at least 1e-7.
 
   Example:
 
@@ -88,8 +86,7 @@ def check_value_fn(
     raise ValueError(
       f"value_fn must be a function of the parameters, got {value_fn!r}."
     )
-  first = scalar_loss(value_fn, params)
-  second = scalar_loss(value_fn, params)
+  first, second = (scalar_loss(value_fn, params) for _ in range(2))
   if not jnp.isfinite(first):
     raise ValueError(f"value_fn(params) is {first}, not a finite loss.")
   if first != second:
@@ -116,17 +113,17 @@ def with_full_params(
 ) -> optax.GradientTransformationExtraArgs:
   """Lets a stage inside `optax.masked` or `optax.partition` call `value_fn`.
 
-  Such a stage sees `optax.MaskedNode` where other groups have their leaves, so
-  the closure fails on its parameters, or quietly computes another loss. The
-  wrapper fills the other groups in, frozen at their current values. That suits
+  Such a stage sees `optax.MaskedNode` in place of other groups' leaves, so the
+  closure fails on its parameters or quietly computes another loss. The wrapper
+  fills the other groups in, frozen at their current values. That suits the
   curvature of one block. A step size fitted that way ignores that the groups
   move together: put `scale_by_gen` outside.
 
-  `optax.partition` masks `params` before the wrapped stage sees them, so the
-  wrapper goes around the partition; `value_fn` is completed inside.
+  The wrapper goes around the partition, because `optax.partition` masks
+  `params` before a stage inside sees them.
 
   Args:
-    inner: a transformation that may hold closure-reading stages in `masked`,
+    inner: a transformation with closure-reading stages in `masked`,
       `partition` or `selective_transform`.
 
   Returns:
@@ -155,13 +152,8 @@ def with_full_params(
     updates, state, params=None, *, value_fn: Any = None, **extra_args
   ):
     require("with_full_params", params=params, value_fn=value_fn)
-    return inner.update(
-      updates,
-      state,
-      params,
-      value_fn=_OnFullParams(value_fn, params),
-      **extra_args,
-    )
+    extra_args["value_fn"] = _OnFullParams(value_fn, params)
+    return inner.update(updates, state, params, **extra_args)
 
   return optax.GradientTransformationExtraArgs(inner.init, update_fn)
 
@@ -174,9 +166,8 @@ class _OnFullParams(NamedTuple):
 
   def __call__(self, masked):
     fill = lambda m, f: f if _is_mask(m) else m
-    return self.value_fn(
-      jax.tree.map(fill, masked, self.full, is_leaf=_is_mask)
-    )
+    whole = jax.tree.map(fill, masked, self.full, is_leaf=_is_mask)
+    return self.value_fn(whole)
 
 
 def _is_mask(node) -> bool:
@@ -192,15 +183,15 @@ def keep_extra_args(
 ) -> optax.GradientTransformationExtraArgs:
   """Hands only the named extra arguments on to `tx`.
 
-  optax's line searches raise on arguments that they do not read; this lets
-  them stand in one chain with stages that read others.
+  So optax's line searches, which raise on arguments that they do not read, can
+  be in one chain with stages that read others.
 
   Args:
     tx: the transformation to shield.
     names: the extra arguments that it reads.
 
   Returns:
-    `tx`, deaf to all other extra arguments.
+    `tx`, which ignores all other extra arguments.
 
   Raises:
     Nothing; `tx` raises where an argument that it needs is missing.
@@ -232,7 +223,7 @@ def rename_extra_args(
     names: `its_name="our_name"` for each argument.
 
   Returns:
-    `tx`, taking our names beside its own.
+    `tx`, which takes our names beside its own.
 
   Raises:
     Nothing; `tx` raises where an argument that it needs is missing.
@@ -260,23 +251,22 @@ def average_over(value_fn: ValueFn, axis_name: str) -> ValueFn:
   Each device sees its part of the batch, so with a closure that is not averaged
   the devices diverge. Inside `shard_map` a stage that reads such a closure
   raises `ValueError` while it is traced, because jax's types show it. They do
-  not with `check_vma=False`, under `pmap`, and where each device has its own
-  copy of the parameters.
+  not with `check_vma=False`, under `pmap`, or if each device has its own copy
+  of the parameters.
 
-  For parameters that are whole on every device: of sharded ones the transforms
-  would see only a part. Shard those under `jax.jit`, which needs no adapter.
+  The parameters must be whole on every device, because the transforms would see
+  only a part of sharded ones. Shard those under `jax.jit`, without an adapter.
 
   Args:
     value_fn: the loss of this device's part of the batch.
     axis_name: the mapped axis, or a tuple of axes.
 
   Returns:
-    A closure that gives every device the same loss.
+    A closure that gives every device the same loss, at the cost of one
+    all-reduce of a scalar for each evaluation.
 
   Raises:
     NameError: when called outside a map over `axis_name`.
-
-  Cost: one all-reduce of a scalar for each evaluation.
 
   Example:
 

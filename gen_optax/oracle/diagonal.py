@@ -1,8 +1,8 @@
 """Estimates of the Hessian's diagonal from a closure.
 
 Every random number depends on the key and the shapes alone. So two calls with
-one key at two points see the same probes, and what differs between the results
-is the curvature: with fresh probes the difference is mostly their noise.
+one key at two points see the same probes, and their results differ by the
+curvature. With fresh probes they differ mostly by the probes' noise.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def hutchinson_diagonal(
 
   .. math:: h = \frac{1}{K} \sum_k v_k \odot H v_k, \quad v_k \in \{-1, 1\}^n
 
-  Without bias, and exact where H is diagonal; the variance of an entry is the
+  It has no bias, and is exact for a diagonal H. The variance of an entry is the
   sum of the squares beside it in its row, over K.
 
   Args:
@@ -36,19 +36,17 @@ def hutchinson_diagonal(
     samples: K, the number of probes, at least 1.
 
   Returns:
-    A tree like the widened parameters.
+    A tree like the widened parameters. Costs K Hessian-vector products, one
+    after the other, and holds one probe.
 
   Raises:
     ValueError: `samples` is not a positive integer.
 
-  Cost: K Hessian-vector products, one after the other; one probe is held.
-
   Example:
 
     >>> import jax, jax.numpy as jnp, gen_optax
-    >>> loss = lambda w: w[0] ** 2 + 3 * w[1] ** 2
-    >>> print(gen_optax.hutchinson_diagonal(
-    ...   loss, jnp.ones(2), jax.random.key(0)))
+    >>> loss, key = lambda w: w[0] ** 2 + 3 * w[1] ** 2, jax.random.key(0)
+    >>> print(gen_optax.hutchinson_diagonal(loss, jnp.ones(2), key))
     [2. 6.]
 
   References:
@@ -78,8 +76,8 @@ def gauss_newton_bartlett_diagonal(
     \frac{1}{B} \sum_b \mathrm{CE}(z_b, \hat y_b), \quad
     \hat y_b \sim \mathrm{softmax}(z_b)
 
-  with B predictions z. Without bias for the diagonal of the Gauss-Newton
-  matrix, since gradients at sampled labels have mean zero; never negative.
+  with B predictions z. It is never negative. It has no bias for the diagonal of
+  the Gauss-Newton matrix, because gradients at sampled labels have mean zero.
 
   Args:
     logits_fn: the logits of this step's batch as a function of the parameters
@@ -89,13 +87,11 @@ def gauss_newton_bartlett_diagonal(
     samples: K, the number of draws, at least 1.
 
   Returns:
-    A tree like the widened parameters.
+    A tree like the widened parameters. Costs K gradients.
 
   Raises:
     ValueError: `samples` is not a positive integer, or the logits have no axis
       of classes.
-
-  Cost: K gradients.
 
   Example:
 
@@ -122,9 +118,8 @@ def gauss_newton_bartlett_diagonal(
       logits = logits.astype(trees.at_least_float32(logits.dtype))
       labels = jax.random.categorical(key, jax.lax.stop_gradient(logits))
       losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-      loss = losses.mean()
-      line.check_averaged("logits_fn", loss, at)
-      return loss, losses.size
+      line.check_averaged("logits_fn", losses, at)
+      return losses.mean(), losses.size
 
     gradient, size = jax.grad(sampled_loss, has_aux=True)(wide)
     return jax.tree.map(lambda g: size * g * g, gradient)

@@ -29,14 +29,13 @@ class Drift(NamedTuple):
   def lipschitz(self, bias_correction: bool = True):
     """The estimates, zero until there have been two Hessians.
 
-    The average over the sum of its weights, 1 - alpha^k, if corrected.
+    If corrected, they are divided by the sum of the weights, 1 - alpha^k.
     """
     return value(self.mean) if bias_correction else self.mean.sum
 
 
 def no_drift(params, curvature) -> Drift:
-  """Before the first Hessian: `params` in at least float32, and any curvature
-  of the right shapes."""
+  """Before the first Hessian: wide `params`, and `curvature` for the shapes."""
   return Drift(
     # A copy: the caller may donate state and parameters together.
     params=trees.copy(params),
@@ -55,15 +54,15 @@ def observe(drift: Drift, params, now, before, ema, eps=0.0) -> Drift:
       \frac{|h(\theta) - h(\theta')|}{\epsilon + \|\theta - \theta'\|}
 
   with theta' the point of the Hessian before. (The paper writes t - 1, the step
-  before, whenever the last Hessian was.) The first Hessian is no observation,
-  because there is nothing to subtract; nor is one without a step since.
+  before, whenever that was.) The first Hessian is no observation, because there
+  is nothing to subtract; nor is one without a step since.
 
   Args:
     drift: the state.
     params: theta, in at least float32.
     now: h(theta).
-    before: h(theta'): the curvature at the old point, taken with the batch and
-      the probes of `now`; or `drift.curvature`, what was found there then.
+    before: h(theta'), taken with the batch and the probes of `now`, or
+      `drift.curvature`, which was found there then.
     ema: alpha in [0, 1).
     eps: epsilon_2, at least 0.
   """

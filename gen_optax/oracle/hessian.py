@@ -24,15 +24,15 @@ def hvp(value_fn: ValueFn, params: optax.Params, vector: optax.Updates):
   Raises:
     ValueError: `value_fn` does not return one real scalar.
 
-  Cost: about one gradient with its tangent: two to three times F + B, and the
-  activations of both.
+  Cost: a gradient and its tangent, two to three times a forward and a backward
+  pass, with the activations of both.
 
   Example:
 
     >>> import jax.numpy as jnp, gen_optax
     >>> loss = lambda w: w[0] ** 2 + 3 * w[0] * w[1]
-    >>> gradient, product = gen_optax.hvp(
-    ...   loss, jnp.ones(2), jnp.array([1.0, 0.0]))
+    >>> w, v = jnp.ones(2), jnp.array([1.0, 0.0])
+    >>> gradient, product = gen_optax.hvp(loss, w, v)
     >>> print(product)
     [2. 3.]
 
@@ -50,7 +50,7 @@ def exact_by_hvp(
 ) -> Slope:
   """phi'(0) = <G, u> and phi''(0) = <u, H u> along u (GeN, Algorithm 2).
 
-  `value` is left at NaN: no forward pass is spent on it.
+  `value` is NaN, because it would cost a forward pass.
   """
   dtype = trees.scalar_dtype(params)
   gradient, product = hvp(value_fn, params, direction)
@@ -68,9 +68,9 @@ def eigenvalue_gradient(
 
   .. math:: \nabla \lambda = \nabla_w (v' H(w) v) \quad \text{for fixed } v
 
-  That is exact for a simple eigenvalue with unit eigenvector v: the eigenvector
-  turns at right angles to itself, which v'Hv does not see to first order. For
-  any other v it is the gradient of the curvature along v.
+  That is exact for a simple eigenvalue with unit eigenvector v, because the
+  eigenvector turns at right angles to itself, which leaves v'Hv unchanged to
+  first order. For any other v it is the gradient of the curvature along v.
 
   Args:
     value_fn: the loss as a function of the parameters alone.
@@ -78,12 +78,11 @@ def eigenvalue_gradient(
     vector: v, a tree like `params`.
 
   Returns:
-    A tree like the widened parameters.
+    A tree like the widened parameters. Costs about three Hessian-vector
+    products.
 
   Raises:
     ValueError: `value_fn` does not return one real scalar.
-
-  Cost: about three Hessian-vector products.
 
   Example:
 
@@ -96,11 +95,7 @@ def eigenvalue_gradient(
   wide = trees.widen(params)
   tangent = jax.tree.map(lambda p, v: v.astype(p.dtype), wide, vector)
 
-  def slope(at):
-    loss = lambda p: scalar_loss(value_fn, p)
-    return jax.jvp(loss, (at,), (tangent,))[1]
-
-  def curvature(at):
-    return jax.jvp(slope, (at,), (tangent,))[1]
-
+  loss = lambda p: scalar_loss(value_fn, p)
+  slope = lambda p: jax.jvp(loss, (p,), (tangent,))[1]
+  curvature = lambda p: jax.jvp(slope, (p,), (tangent,))[1]
   return jax.grad(curvature)(wide)

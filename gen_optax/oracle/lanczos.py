@@ -15,7 +15,7 @@ from gen_optax.helpers.lazy import run_if
 from gen_optax.helpers.rounding import CANCELLED
 
 # A product that keeps less than this part of its length is orthogonalised once
-# more, because its rounding has grown by the inverse.
+# more, because its relative rounding has grown by the inverse.
 _REPEAT = 1e-2
 
 
@@ -26,11 +26,10 @@ class Eigenpairs(NamedTuple):
     values: shape (k,): the largest in descending order, then the smallest in
       ascending order.
     vectors: a tree with k orthonormal rows of each leaf's shape.
-    residuals: the norm of H v - value v, shape (k,), as Lanczos' recurrence
-      knows it; rounding adds about eps |H|. An eigenvalue is no further off.
-    complement_bound: the largest |Ritz value| that is not among `values`, 0 if
-      there is none: an estimate of the bound of the |curvature| in the
-      directions that are left.
+    residuals: the norm of H v - value v, shape (k,), by Lanczos' recurrence;
+      rounding adds about eps |H|. An eigenvalue is no further off.
+    complement_bound: the largest |Ritz value| that is not among `values`, or 0:
+      an estimate of the bound of the |curvature| in the other directions.
   """
 
   values: jax.Array
@@ -56,10 +55,9 @@ def extreme_eigenpairs(
     \text{residual } \beta_m |S_{m i}|
 
   Each new vector is orthogonalised against all before it; otherwise copies of
-  eigenvalues that have converged come back. Once is enough, in float32 too,
-  unless hardly anything of the vector is left. Where the space is exhausted
-  (the identity, low rank), the basis goes on from a noise vector, which also
-  finds repeated eigenvalues.
+  converged eigenvalues come back. Once is enough, in float32 too, unless little
+  of the vector is left. If the space is exhausted (the identity, low rank), the
+  basis goes on from a noise vector, which also finds repeated eigenvalues.
 
   Args:
     hvp: the product with a symmetric operator, a tree like `like` to another.
@@ -67,10 +65,10 @@ def extreme_eigenpairs(
     top: how many of the largest eigenvalues, at least 0.
     bottom: how many of the smallest, at least 0.
     order: size m of the basis, the number of products, at least top + bottom.
-      None: 4 top + 8 bottom; the lower end converges more slowly where it is
-      crowded. Clipped to the number of parameters, where the result is exact.
+      None: 4 top + 8 bottom, because a crowded lower end converges more slowly.
+      Clipped to the number of parameters, where the result is exact.
     start: a tree to start from, for a warm start the sum of the eigenvectors of
-      a Hessian nearby. None, or zero or not finite: fixed noise.
+      a Hessian nearby. Fixed noise if None, zero or not finite.
 
   Returns:
     `Eigenpairs`. Drop those whose residual is large beside their eigenvalue.
@@ -78,8 +76,8 @@ def extreme_eigenpairs(
   Raises:
     ValueError: a count is negative, both are zero, or `order` is too small.
 
-  Cost: m products, and m copies of the parameters for the basis while it runs;
-  orthogonalising reads them once for each product.
+  Cost: m products, and m copies of the parameters while it runs, which are read
+  once for each product.
 
   Example:
 
@@ -103,8 +101,8 @@ def extreme_eigenpairs(
     jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
   )
   chosen = [*range(order - 1, order - 1 - top, -1), *range(bottom)]
-  left = ritz[bottom : order - top]
   chosen = jnp.asarray(chosen, jnp.int32)
+  left = ritz[bottom : order - top]
   return Eigenpairs(
     values=ritz[chosen],
     vectors=trees.combine(basis, weights[:, chosen].T),
@@ -136,16 +134,16 @@ def basis_sizes(top, bottom, order, size) -> tuple[int, int, int]:
 def _start(like, start, dtype):
   """`start` with unit norm, or noise where it has none."""
 
-  def unit(tree, length):
+  def unit(tree):
+    length = trees.norm(tree, dtype)
     # A zero factor hides what is not finite.
     usable = jnp.isfinite(length) & (length > 0)
     return trees.scale(tree, jnp.where(usable, 1 / length, 0)), usable
 
-  noise = trees.noise_like(like, 0)
-  noise, _ = unit(noise, trees.norm(noise, dtype))
+  noise, _ = unit(trees.noise_like(like, 0))
   if start is None:
     return noise
-  start, usable = unit(start, trees.norm(start, dtype))
+  start, usable = unit(start)
   start = jax.tree.map(lambda s, x: s.astype(x.dtype), start, noise)
   return trees.select(usable, start, noise)
 
@@ -153,28 +151,26 @@ def _start(like, start, dtype):
 def _tridiagonal(hvp, first, order, dtype):
   """`(Q, alpha, beta)` with Q'HQ = T; beta[-1] is the one that is cut off."""
   eps = jnp.finfo(dtype).eps
-  basis = jax.tree.map(
-    lambda x: (
-      jnp.zeros((order, 1), x.dtype).reshape((order,) + (1,) * x.ndim) * x
-    ),
-    first,
-  )
   like = jnp.zeros(order, dtype)
+
+  def no_rows(x):
+    # The product takes the leaf's sharding.
+    return jnp.zeros((order, 1), x.dtype).reshape((order,) + (1,) * x.ndim) * x
 
   def orthogonalise(basis, w):
     overlap = trees.project(basis, w, like)
     return jax.tree.map(jnp.subtract, w, trees.combine(basis, overlap))
 
   def unit(w, length):
-    return trees.scale(w, 1 / _positive(length))
+    return trees.scale(w, 1 / jnp.maximum(length, jnp.finfo(dtype).tiny))
 
   def step(j, carry):
     basis, q, last, alpha, beta, size = carry
     basis = jax.tree.map(lambda b, x: b.at[j].set(x), basis, q)
     w = jax.tree.map(lambda h, x: h.astype(x.dtype), hvp(q), q)
     a, b = trees.vdot(q, w, dtype), beta[j - 1]
-    # The large parts go first. Taken out together with the small ones, they
-    # would multiply the basis' loss of orthogonality in every step.
+    # The large parts go first: together with the small ones they would multiply
+    # the basis' loss of orthogonality in every step.
     w = jax.tree.map(
       lambda w, q, p: w - a.astype(w.dtype) * q - b.astype(w.dtype) * p,
       *(w, q, last),
@@ -197,11 +193,7 @@ def _tridiagonal(hvp, first, order, dtype):
     return basis, following, q, alpha, beta, size
 
   # beta[-1], which the first step reads, is zero until the last one writes it.
-  nothing = jax.tree.map(jnp.zeros_like, first)
+  basis, nothing = (jax.tree.map(f, first) for f in (no_rows, jnp.zeros_like))
   carry = (basis, first, nothing, like, like, jnp.zeros((), dtype))
   basis, _, _, alpha, beta, _ = jax.lax.fori_loop(0, order, step, carry)
   return basis, alpha, beta
-
-
-def _positive(x):
-  return jnp.maximum(x, jnp.finfo(x.dtype).tiny)

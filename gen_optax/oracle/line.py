@@ -31,8 +31,8 @@ class Slope(NamedTuple):
 def point(params, direction, step):
   """`params + step * direction`, at least float32 in every leaf.
 
-  Below float32 a probe is rounded back onto the parameters, and the fit reads
-  rounding: with bfloat16 parameters a step of relative size 1e-3 vanishes.
+  Below float32 a probe is rounded back onto the parameters, and a fit reads
+  rounding: in bfloat16 a step of relative size 1e-3 vanishes.
   """
 
   def leaf_point(p, u):
@@ -48,9 +48,9 @@ def point(params, direction, step):
 def stands_at_zero(value, params) -> bool:
   """Whether `value` can stand for the loss at zero on the probed line.
 
-  Probes of parameters below float32 run in float32. Their loss at zero differs
-  from `value` by rounding of the size of the step: reusing `value` gave eta* =
-  1.03 where the truth was 7.18.
+  Parameters below float32 are probed in float32, where the loss at zero differs
+  from `value` by as much as along the line: reusing `value` gave eta* = 1.03
+  where the truth was 7.18.
   """
   return value is not None and trees.is_wide(params)
 
@@ -73,11 +73,10 @@ def _loss(value_fn: ValueFn, params) -> jax.Array:
 
 
 def real_scalar(loss, name: str, for_pairs: str) -> jax.Array:
-  """The loss that the function `name` returned, or an error that says what to
-  do: `for_pairs`, where it returned more."""
-  shape = getattr(loss, "shape", None)
+  """The loss that `name` returned, or an error with the advice `for_pairs`."""
   if isinstance(loss, (int, float)):
     return jnp.asarray(loss, jnp.float32)
+  shape = getattr(loss, "shape", None)
   if shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
     got = jax.tree.map(
       lambda x: jax.typeof(x) if hasattr(x, "dtype") else type(x), loss
@@ -129,17 +128,16 @@ def losses(
     params: the point where the line starts.
     direction: the direction u, a tree like `params`.
     steps: step sizes, shape (k,).
-    evaluate: "vmap" evaluates all points at once: k perturbed copies of the
-      parameters and k sets of activations live together, and every matrix
-      product becomes a batched one. "map" evaluates one after the other: one
-      perturbed copy.
+    evaluate: "vmap" evaluates all points at once, in batched matrix products,
+      and holds k perturbed copies of the parameters and k sets of activations.
+      "map" evaluates one after the other and holds one copy.
 
   Returns:
     Losses in at least float32, shape (k,). Costs k forward passes.
 
   Raises:
     ValueError: the loss is narrower. Its three digits hide most of the
-      curvature between two points: the parabola is straight and has no optimum.
+      curvature between two points.
   """
 
   def at(step):
@@ -154,9 +152,7 @@ def losses(
 
   if steps.shape[0] == 1:
     return at(steps[0])[None]
-  if evaluate == "vmap":
-    return jax.vmap(at)(steps)
-  return jax.lax.map(at, steps)
+  return jax.vmap(at)(steps) if evaluate == "vmap" else jax.lax.map(at, steps)
 
 
 def exact_by_forward_mode(
@@ -164,12 +160,11 @@ def exact_by_forward_mode(
 ) -> Slope:
   """phi(0), phi'(0), phi''(0) by forward mode inside forward mode.
 
-  No activation is kept and nothing is subtracted, so it is exact where a fit
-  drowns in rounding. Costs about 3 to 4 forward passes and their memory twice.
+  Nothing is subtracted, so it is exact where a fit drowns in rounding. No
+  activation is kept. Costs 3 to 4 forward passes, and twice the memory of one.
   """
 
-  def phi(step):
-    return scalar_loss(value_fn, point(params, direction, step))
+  phi = lambda step: scalar_loss(value_fn, point(params, direction, step))
 
   def value_and_slope(step):
     return jax.jvp(phi, (step,), (jnp.ones_like(step),))
@@ -189,8 +184,8 @@ def third_derivative(
   .. math:: \phi'''(0), \quad \phi(s) = L(w + s u)
 
   By forward mode three times over: nothing is subtracted, and no activation is
-  kept. Zero where the loss is even along u, as on a symmetric saddle, and zero
-  almost everywhere in what a network computes by ReLU alone.
+  kept. It is zero where the loss is even along u, as on a symmetric saddle, and
+  almost everywhere for a network of ReLUs alone.
 
   Args:
     value_fn: the loss as a function of the parameters alone.
@@ -198,12 +193,11 @@ def third_derivative(
     direction: u, a tree like `params`; the result grows with its cube.
 
   Returns:
-    A scalar in at least float32.
+    A scalar in at least float32. Costs about six to eight forward passes, and
+    four times the memory of one.
 
   Raises:
     ValueError: `value_fn` does not return one real scalar.
-
-  Cost: about six to eight forward passes, and four times the memory of one.
 
   Example:
 
@@ -213,8 +207,7 @@ def third_derivative(
     12.0
   """
 
-  def phi(step):
-    return scalar_loss(value_fn, point(params, direction, step))
+  phi = lambda step: scalar_loss(value_fn, point(params, direction, step))
 
   def derivative(fn):
     return lambda step: jax.jvp(fn, (step,), (jnp.ones_like(step),))[1]
