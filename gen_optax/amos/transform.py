@@ -10,7 +10,7 @@ import optax
 from gen_optax.amos import sources, thresholds
 from gen_optax.amos.granularity import make_granularity
 from gen_optax.amos.members import States, make_members, named
-from gen_optax.guards.scale import Scale, check, new_scale
+from gen_optax.guards.scale import FAR, Scale, check, new_scale
 from gen_optax.helpers import trees
 from gen_optax.helpers.checks import check_in, check_integers, require_leaves
 from gen_optax.helpers.lazy import run_if
@@ -19,9 +19,6 @@ from gen_optax.oracle.closures import require
 from gen_optax.oracle.drift import Drift, no_drift, observe
 
 QUANTILES = (0.1, 0.5, 0.9, 0.99)
-# A diagonal this many times larger or smaller than usual is refused the first
-# time, as PSGD's products are.
-FAR = 1e8
 
 # Mixed into the seed, so that no other kind of stage draws the same numbers.
 _SALT = 0xA305

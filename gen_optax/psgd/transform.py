@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gen_optax.guards.scale import Scale, check, new_scale
+from gen_optax.guards.scale import FAR, Scale, check, new_scale
 from gen_optax.helpers import mean, trees
 from gen_optax.helpers.checks import (
   check_in,
@@ -26,9 +26,6 @@ Rate = float | Callable[[jax.Array], jax.Array]
 # Mixed into the seed, so that no other kind of stage draws the same numbers.
 _SALT = 0x9501
 _WHITENING_MOMENTUM = 0.9
-# A product or gradient this many times larger or smaller than usual is refused
-# the first time.
-FAR = 1e8
 
 
 class PsgdInfo(NamedTuple):
