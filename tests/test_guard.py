@@ -65,6 +65,15 @@ def test_a_restart_remembers_nothing(first):
     assert state.size == alone.size
 
 
+def test_a_refused_gradient_leaves_the_optimizer_as_it_was():
+  """Also one whose squares overflow, after a first doubt."""
+  history = run([1, 1e3, 1e30, np.nan], optax.adam(0.1))
+  first = history[0][1].inner_state
+  for _, state in history[1:]:
+    assert state.refused
+    jax.tree.map(np.testing.assert_array_equal, state.inner_state, first)
+
+
 def test_a_length_that_stays_is_accepted_after_a_few_steps():
   said = [bool(state.refused) for _, state in run([1] * 5 + [1e3] * 8)]
   assert said[5] and not any(said[10:])

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-_SHAPE = (3, 2)
+# Optimizers treat vectors and matrices apart.
+_SHAPES = ((3, 2), (3,))
 
 
 # A loop that is run trip by trip would show its first trips only.
@@ -35,27 +36,38 @@ def require_separable(
 
     return jax.lax.scan(step, tx.init(params), jnp.ones(2))[1]
 
-  def trace(axes):
-    mapped = jax.vmap(run, in_axes=(axes,) * 3, out_axes=axes)
-    shapes = [_SHAPE if axis is None else (1, *_SHAPE) for axis in axes]
-    leaves = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+  def trace(shape, axes):
+    mapped = run if axes is None else jax.vmap(run, (axes,) * 3, axes)
+    leading = [() if axis is None else (1,) for axis in axes or (None, None)]
+    leaves = [jax.ShapeDtypeStruct(n + shape, jnp.float32) for n in leading]
     jax.eval_shape(mapped, leaves, leaves, leaves)
 
-  try:
-    trace([0, 0])
-  except Exception as error:
+  def refuse(why, error):
     raise ValueError(
-      f'states="frozen" updates leaf by leaf, and {name} fails on a leaf of '
-      f"its own: {error} (There is no value_fn for a single leaf, and no mask "
-      'or label tree fits it.) Use states="run_all".'
-    ) from error
-  try:
-    trace([0, None])
-    trace([None, 0])
-  except ValueError as error:
-    raise ValueError(
-      f'states="frozen" updates leaf by leaf, and {name} couples leaves: what '
-      "it does to one depends on another's gradient, as clipping by the global "
-      "norm does. Put such a stage before or behind the router, or use "
+      f'states="frozen" updates leaf by leaf, and {name} {why} Use '
       'states="run_all".'
     ) from error
+
+  for shape in _SHAPES:
+    try:
+      trace(shape, None)
+    except Exception as error:
+      refuse(
+        f"fails on a leaf of its own: {error} (There is no value_fn for a "
+        "single leaf, and no mask or label tree fits it.)",
+        error,
+      )
+    try:
+      trace(shape, [0, 0])
+    except Exception as error:
+      refuse(f"cannot be checked by jax.vmap: {error}", error)
+    try:
+      trace(shape, [0, None])
+      trace(shape, [None, 0])
+    except ValueError as error:
+      refuse(
+        "couples leaves: what it does to one depends on another's gradient, as "
+        "clipping by the global norm does. Put such a stage before or after "
+        "the router.",
+        error,
+      )

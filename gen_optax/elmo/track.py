@@ -67,7 +67,7 @@ def track_lipschitz(
 
   Raises:
     ValueError: on a wrong configuration, and on a missing argument, with the
-      line that mends the call.
+      line that fixes the call.
 
   Cost: on every `every`-th step `order` Hessian-vector products and the
   estimator's cost. On a mesh also about 2 `order`^2 numbers for each sharded

@@ -165,7 +165,7 @@ def scale_by_elmo(
   Raises:
     ValueError: on a wrong configuration, on too many parameters for the dense
       form, on a leaf that is not real, and on a missing argument, with the line
-      that mends the call.
+      that fixes the call.
 
   Cost: one evaluation of the loss for each trial, and a copy of where the last
   step started. On every `every`-th step also, in the dense form, n

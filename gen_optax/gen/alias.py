@@ -4,7 +4,6 @@ from typing import Any
 
 import optax
 
-from gen_optax.gen.rule import GenRule
 from gen_optax.gen.transform import scale_by_gen
 from gen_optax.guards.skip import skip_implausible
 from gen_optax.helpers.checks import take_optimizer
@@ -20,7 +19,7 @@ def generalized_newton(
   .. math:: w \leftarrow w + \eta_t u_t, \quad
     \eta_t \approx \langle G, -u_t \rangle / \langle u_t, H u_t \rangle
 
-  where u is the optimizer's update. It takes raw gradients, so it stands first
+  where u is the optimizer's update. It takes raw gradients, so it goes first
   in a chain, and hands them to `scale_by_gen` as `grad` unless the caller
   passes `grad` (after gradient clipping, say). Gradients that are not finite or
   absurdly long reach neither the optimizer's moments nor the parameters
@@ -241,8 +240,8 @@ def gen_lion(
   Args:
     learning_rate: where the search for the first rate starts, positive.
     b1, b2, weight_decay, mask: as in `optax.lion`.
-    **gen_options: the options of `scale_by_gen`; `rule` averages by `b2` unless
-      given.
+    **gen_options: the options of `scale_by_gen`; `smoothing` is `b2` unless
+      given, whatever `rule` says.
 
   Returns:
     As `generalized_newton`, at the same cost.
@@ -260,5 +259,5 @@ def gen_lion(
     al., Symbolic discovery of optimization algorithms, 2023.
   """
   base = optax.lion(1.0, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask)
-  options = {"rule": GenRule(smoothing=b2)} | gen_options
+  options = {"smoothing": b2} | gen_options
   return generalized_newton(base, learning_rate, **options)

@@ -1,4 +1,4 @@
-"""Fits and updates that are no evidence, compared with the averages.
+"""Finds fits and updates that are far from the averages, and limits them.
 
 A faulty batch, or a direction that remembers one, gives a line that is far from
 those before it. Such a line is searched for a rate of its own, which serves
@@ -19,7 +19,7 @@ MAX_CHANGE = 1e3
 # So is a line on which the loss climbs by more than this many times the usual
 # change: the rate is no rate for this line.
 MAX_CLIMB = 30.0
-# An outlier of outliers, or an update that stays long, counts for this many.
+# An extreme outlier, or an update that stays long, counts for at most so many.
 FEW = 10.0
 
 

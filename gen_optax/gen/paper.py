@@ -76,7 +76,7 @@ def scale_by_gen_paper(
     * LQA (eq. 3.5): `scale_by_gen_paper(lr, smoothing=0.0)`.
     * QLABGrad: `scale_by_gen_paper(lr, estimator="known_slope", probes=(1.0,),
       smoothing=0.0)`.
-    * GeN-HOD (Algorithm 2), and ADLER behind SGD:
+    * GeN-HOD (Algorithm 2), and ADLER after SGD:
       `scale_by_gen_paper(lr, estimator="hvp", smoothing=0.0)`.
 
   Args:

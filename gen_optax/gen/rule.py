@@ -9,7 +9,7 @@ from gen_optax.gen import outliers
 from gen_optax.gen.fit import LineFit
 from gen_optax.gen.state import Averages, Parabola
 from gen_optax.helpers import mean
-from gen_optax.helpers.checks import check_in
+from gen_optax.helpers.checks import check_in, check_positive, is_known
 
 # Bounds that keep ten-fold moves inside float32.
 MIN_RATE, MAX_RATE = 1e-30, 1e30
@@ -25,8 +25,8 @@ class GenRule(NamedTuple):
     smoothing: decay of the averages of slope and curvature, in [0, 1). 0.9 is
       the paper's gamma.
     fresh_smoothing: decay of the average slope on fresh data, in [0, 1). Fresh
-      slopes are noisier than a batch's own: 0.97 was ahead of 0.9 on small
-      networks.
+      slopes are noisier than a batch's own. Chosen against 0.9 on the small
+      networks that the rule was made on.
     distance_share: the least rate in units of DoG's, at least 0; see
       `distance_rate`. Chosen on LeNet, whose first plateau has hardly any
       signal (scripts.gen.ablations --study distance). 0 turns the bound off.
@@ -36,6 +36,8 @@ class GenRule(NamedTuple):
     max_lead: a line's own optimum is at most this many times what the averages
       say; positive. 10 is too bold where the loss changes with the step (an
       actor's). None: the averages always decide.
+
+  Without `fresh_slope` only `smoothing` and `max_ratio` have an effect.
   """
 
   smoothing: float = mean.SMOOTHING
@@ -53,8 +55,12 @@ def check_rule(rule: GenRule):
   check_in("fresh_smoothing", rule.fresh_smoothing, 0, 1)
   check_in("distance_share", rule.distance_share, 0, jnp.inf)
   check_in("max_ratio", rule.max_ratio, 1, jnp.inf)
+  if is_known(rule.max_ratio) and rule.max_ratio == 1:
+    raise ValueError(
+      "max_ratio must be above 1, got 1: the rate could not move."
+    )
   if rule.max_lead is not None:
-    check_in("max_lead", rule.max_lead, 0, jnp.inf)
+    check_positive(max_lead=rule.max_lead)
 
 
 def learn(

@@ -15,6 +15,7 @@ from gen_optax.oracle import line
 
 # Trials of the search for a rate: 25 decades at most.
 MAX_TRIALS = 25
+DECADE = 10.0
 # A trial rate stands if the optimum is at least this share of it: then the loss
 # at the rate lies below phi(0) - b rate / 10. A half would say "not above", and
 # a slope that the losses contradict passes that at rounding level.
@@ -57,7 +58,6 @@ def fit_or_search(
   searching: jax.Array,
   outlier: jax.Array,
   exact: bool,
-  max_ratio: float,
 ) -> tuple[Trial, Any]:
   """Fits once at `rate`, or searches a rate that the line itself supports.
 
@@ -75,7 +75,6 @@ def fit_or_search(
     outlier: whether the line is known to be one before it is evaluated.
     exact: whether the fit is the same at every rate; no search finds one on a
       line that bends down.
-    max_ratio: the largest factor between two trials.
 
   Returns:
     The last trial, which has failed where `searching` is still set, and the
@@ -93,7 +92,7 @@ def fit_or_search(
     searching = trial.searching | surprise
     late = trial.count >= MAX_TRIALS // 2
     next_rate, low, high, found, no_descent = search_step(
-      fit, trial.rate, trial.low, trial.high, halve=late, max_ratio=max_ratio
+      fit, trial.rate, trial.low, trial.high, halve=late
     )
     found = found & searching
     # A rate that was found is fitted once more, at the optimum next to it.
@@ -129,10 +128,10 @@ def fit_or_search(
   )
 
 
-def search_step(fit: LineFit, rate, low, high, *, halve, max_ratio):
+def search_step(fit: LineFit, rate, low, high, *, halve):
   """One step of the search for a rate that the line itself supports.
 
-  Goes to the parabola's optimum, at most `max_ratio` times away. Where the line
+  Goes to the parabola's optimum, at most a decade away. Where the line
   is far from a parabola, that alone runs in circles (a quartic: 0.05, 0.5,
   0.05, ...), so a proposal outside the bracket known so far gives way to its
   middle.
@@ -144,7 +143,6 @@ def search_step(fit: LineFit, rate, low, high, *, halve, max_ratio):
     high: the smallest rate known to be too long, infinite before the first.
     halve: whether to go to the middle of a bracket that has two ends, where
       nothing is found; optima may jump between points near them.
-    max_ratio: the largest factor between two trials.
 
   Returns:
     `(next_rate, low, high, found, no_descent)`. Found: the optimum lies within
@@ -152,8 +150,8 @@ def search_step(fit: LineFit, rate, low, high, *, halve, max_ratio):
     tenth of what the slope promised. No descent: the line goes uphill, by its
     slope or at every rate that rounding lets one see.
   """
-  ratio = jnp.where(fit.curvature > 0, fit.optimum / rate, max_ratio)
-  ratio = jnp.where(fit.finite, ratio, 1 / max_ratio)
+  ratio = jnp.where(fit.curvature > 0, fit.optimum / rate, DECADE)
+  ratio = jnp.where(fit.finite, ratio, 1 / DECADE)
   # A slope that the losses contradict: they rise at each shorter rate, until
   # their curvature is rounding.
   unseen = (fit.curvature == 0) & jnp.isfinite(high)
@@ -162,7 +160,7 @@ def search_step(fit: LineFit, rate, low, high, *, halve, max_ratio):
   found = convex & (ratio >= LEAST_RATIO) & (ratio <= 2.0)
   low = jnp.where(ratio > 2.0, rate, low)
   high = jnp.where(ratio < LEAST_RATIO, rate, high)
-  proposal = rate * jnp.clip(ratio, 1 / max_ratio, max_ratio)
+  proposal = rate * jnp.clip(ratio, 1 / DECADE, DECADE)
   inside = (low < proposal) & (proposal < high)
   inside = inside & ~(halve & (low > 0) & ~found)
   # sqrt(low) sqrt(high): their product may leave float32.

@@ -91,6 +91,6 @@ def usual_change(averages: Averages, rate) -> jax.Array:
 
 
 def forget_fits(averages: Averages, where) -> Averages:
-  """The memory without slope and curvature, where told."""
+  """Resets the running mean of the lines where `where` holds."""
   keep = lambda x: jnp.where(where, 0.0, x)
   return averages._replace(line=jax.tree.map(keep, averages.line))

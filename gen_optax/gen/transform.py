@@ -56,9 +56,9 @@ def scale_by_gen(
   F is the average slope that fresh data see: the new gradient against the last
   update. It costs no forward pass and removes the batch's own noise from b.
   :math:`r = 0.15 \max_s |w_s - w_0| / (\sum_s |u_s|^2)^{1/2}` keeps the rate
-  from falling to what is best for the next step alone. Nothing is averaged
-  where every step fits, the optimizer has no momentum (its updates have gone
-  along -g in each coordinate so far) and fresh data see no noise (F >= B): then
+  from falling to what is best for the next step alone. The averages are
+  bypassed if every step fits, the optimizer has no momentum (its updates have
+  gone along -g in each coordinate so far) and fresh data see no noise (F >= B):
   :math:`\eta = \min(b / A, 2 B / C)`. `gen_optax.GenRule` has the constants,
   and where they come from.
 
@@ -94,6 +94,7 @@ def scale_by_gen(
     fresh_slope: whether to bound b by the slope on fresh data, and that from
       below by r. Costs two buffers of the parameters' size.
     smoothing: the averaging constant gamma, in [0, 1). None: that of `rule`.
+      `optax.inject_hyperparams` injects it where given.
     dense_start: number of first steps that all fit, at least 0.
     rule: the constants of the rule.
 
@@ -110,7 +111,7 @@ def scale_by_gen(
 
   Raises:
     ValueError: on a wrong configuration, and on a missing argument, with the
-      line that mends the call.
+      line that fixes the call.
 
   Cost: with `value`, one forward pass on a fitting step ("known_slope") and
   none on the others, under `jax.vmap` too; up to 25 on the first step. Three
@@ -146,9 +147,10 @@ def scale_by_gen(
     friend, 2023: the distance over gradients.
   """
   check_options(learning_rate, every, horizon)
+  check_rule(rule)
   if smoothing is not None:
     rule = rule._replace(smoothing=smoothing)
-  check_rule(rule)
+    check_rule(rule)
   if is_known(dense_start) and dense_start < 0:
     raise ValueError(
       f"dense_start must be a number of steps, at least 0, got {dense_start!r}."
@@ -205,7 +207,6 @@ def scale_by_gen(
       searching=observed.outlier | ~state.calibrated,
       outlier=observed.outlier,
       exact=exact,
-      max_ratio=rule.max_ratio,
     )
     decreases = None
     if exact:

@@ -22,8 +22,8 @@ class Scale(NamedTuple):
 
   Attributes:
     usual: the running average; zero until a first value is known.
-    flagged: whether the last value was far from it.
-    young: whether one value is all that `usual` knows of.
+    flagged: whether the last value that counts was far from it.
+    young: whether a single value has been accepted.
   """
 
   usual: jax.Array
@@ -74,11 +74,11 @@ def check(
   """
   usual, known = scale.usual, scale.usual > 0
   counts = jnp.isfinite(x) & (x > 0)
-  over = known & counts & (x > above * usual)
+  over = counts & exceeds(scale, x, above)
   under = known & counts & (x < below * usual)
   stays = under | over
   if cap is not None:
-    stays = under | (scale.young & (below * x > usual))
+    stays = under | (over & scale.young & (below * x > usual))
   restart = scale.flagged & stays
   far = (over | under) & ~restart
 

@@ -1,9 +1,8 @@
 """A step back, after a step that the loss then contradicts.
 
-It fits optimizers that take a step only where the loss falls, as ELMO's trials
-do; under any other a rise of the loss is no contradiction. Around a complete
-optimizer of that kind a wrapper would keep a `Last`, withhold the optimizer's
-update where `is_reverted` holds, and add `last.params - params` instead.
+Not a wrapper of any optimizer: only one that takes a step where it has seen the
+loss fall, as ELMO's trials do, is contradicted by a rise. For others a rise is
+normal.
 """
 
 from typing import Any, NamedTuple

@@ -74,5 +74,7 @@ def observe(drift: Drift, params, now, before, ema, eps=0.0) -> Drift:
     lambda h, h_before: jnp.abs(h - h_before) / length.astype(h.dtype),
     *(now, before),
   )
-  new = trees.select(observed, include(drift.mean, secant, ema), drift.mean)
+  new = trees.select(
+    observed, include(drift.mean, secant, jnp.asarray(ema, dtype)), drift.mean
+  )
   return Drift(params, now, new, started=jnp.ones((), bool))

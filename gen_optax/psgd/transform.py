@@ -274,10 +274,11 @@ def scale_by_psgd(
     if not keeps_momentum:
       return updates, state.momentum, state.gradient, jnp.ones((), bool)
     old, scale = state.momentum, state.gradient
+    decay = jnp.asarray(momentum, scale.usual.dtype)
     size = trees.l1_norm(updates, scale.usual.dtype)
     healthy, restart, scale = check(scale, size, FAR, 1 / FAR)
     new = trees.select(restart, optax.tree.zeros_like(old), old)
-    new = trees.select(healthy, mean.include(new, updates, momentum), old)
+    new = trees.select(healthy, mean.include(new, updates, decay), old)
     # One reciprocal; `mean.value` would divide every entry.
     average = trees.scale(new.sum, 1 / jnp.where(new.weight > 0, new.weight, 1))
     return average, new, scale, healthy
