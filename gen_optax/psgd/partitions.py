@@ -188,11 +188,12 @@ def orbits(
     n = int(np.prod(shape))
     moves = [_permutation(g(n) if callable(g) else g, n) for g in generators]
     # The least entry that each can reach, until nothing changes.
-    label, lower = None, np.arange(n)
-    while not np.array_equal(label, lower):
-      label = lower
+    label, changed = np.arange(n), True
+    while changed:
+      lower = label
       for move in moves:
         lower = _least_on_cycle(lower, move)
+      label, changed = lower, bool((lower != label).any())
     order = np.argsort(label, kind="stable")
     sizes = np.bincount(label, minlength=n)[label[order]]
     return tuple(
