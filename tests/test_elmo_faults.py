@@ -13,7 +13,6 @@ from running import assert_finite
 import gen_optax
 from gen_optax.elmo import trials
 from gen_optax.guards import undo
-from gen_optax.guards.scale import new_scale
 
 FORMS = {
   "dense": {},
@@ -178,12 +177,12 @@ def test_a_fall_without_bound_is_no_invitation(options):
     w, state, length = step(w, state, float(k == 6))
     lengths.append(length)
     if k < 6:  # steps that grow are the usual ones at once
-      np.testing.assert_allclose(state.length.usual, length, rtol=1e-6)
+      np.testing.assert_allclose(state.length, length, rtol=1e-6)
   assert state.info.accepted and state.info.rejections > 0
   assert max(lengths[:-1]) < lengths[-1] <= 5 * max(lengths[:-1])
-  assert state.length.usual == 0  # the next is free
+  assert state.length == 0  # the next is free
   w, state, length = step(w, state, 0.0)
-  np.testing.assert_allclose(state.length.usual, length, rtol=1e-6)
+  np.testing.assert_allclose(state.length, length, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -238,23 +237,23 @@ def test_what_is_no_reason_to_go_back():
   last = at(last, 2.0)
   assert reverted(last, 4.1) and not reverted(last, 3.9)  # twice the first loss
   last = at(last, 1.9)
-  np.testing.assert_allclose(last.change.usual, 0.1, rtol=1e-5)
+  np.testing.assert_allclose(last.change, 0.1, rtol=1e-5)
   assert (
     reverted(last, 3.0) and not reverted(last, 2.8) and not reverted(last, -9)
   )
   assert not reverted(at(last, 1.8, taken=False), 9.0)
   # One jump hardly changes what is usual, and no number nothing.
-  assert 0.18 < at(last, 1e20).change.usual < 0.2
+  assert 0.18 < at(last, 1e20).change < 0.2
   # A loss that does not change says nothing of what is usual.
-  assert at(last, last.value).change.usual == last.change.usual
+  assert at(last, last.value).change == last.change
   lost = at(last, np.nan, taken=False)
-  assert lost.change.usual == last.change.usual and lost.value == last.value
+  assert lost.change == last.change and lost.value == last.value
 
 
 def test_which_length_is_usual():
   """Up at once, down as an average; unknown after a trial that was too long."""
   model = SimpleNamespace(norm=lambda moves, scale: moves * scale)
-  scale, found = new_scale(jnp.float32), []
+  usual, found = jnp.float32(0.0), []
   for length, accepted, too_long in (
     (1.0, True, False),
     (4.0, True, False),
@@ -271,8 +270,8 @@ def test_which_length_is_usual():
       accepted=jnp.asarray(accepted),
       too_long=jnp.asarray(too_long),
     )
-    scale = trials.learn_length(scale, model, trial)
-    found.append(scale.usual)
+    usual = trials.learn_length(usual, model, trial)
+    found.append(usual)
   expected = [1, 4, 3.7, 3.7, 3.7, 0, 0, 1e3]
   np.testing.assert_allclose(found, expected, rtol=1e-6)
 

@@ -117,7 +117,7 @@ def test_updates_that_grow_for_good_are_fitted_lazily_again():
     w, state, _ = go_on(w, state)
     inner = gen_state(state)
     wild.append(not bool(inner.follows))
-  size = float(inner.averages.size.usual)
+  size = float(inner.averages.size)
   assert any(wild[40:60]) and not any(wild[100:])
   np.testing.assert_allclose(size, 2 * 3000.0**2, rtol=0.5)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_optax.guards.scale import check, exceeds, new_scale
+from gen_optax.guards.scale import check, exceeds, include, new_scale
 
 SETTINGS = hypothesis.settings(deadline=None, derandomize=True)
 BELIEVES = dict(above=1e3, below=1e-3)
@@ -57,11 +57,20 @@ def test_the_usual_value_is_an_average_of_those_that_count():
 
 
 def test_only_what_is_known_is_exceeded():
-  scale = new_scale(jnp.float32)
-  assert not exceeds(scale, jnp.float32(1e30), 10.0)
-  scale = check(scale, jnp.float32(1.0), 10.0)[2]
-  assert exceeds(scale, jnp.float32(11.0), 10.0)
-  assert not exceeds(scale, jnp.float32(np.nan), 10.0)
+  zero, one = jnp.float32(0.0), jnp.float32(1.0)
+  assert not exceeds(zero, jnp.float32(1e30), 10.0)
+  assert exceeds(one, jnp.float32(11.0), 10.0)
+  assert not exceeds(one, jnp.float32(np.nan), 10.0)
+
+
+def test_an_average_alone_takes_in_what_counts():
+  found = lambda x, **cap: float(
+    include(jnp.float32(2.0), jnp.float32(x), **cap)
+  )
+  assert found(4.0) == pytest.approx(2.2)
+  assert found(1e9, cap=10.0) == pytest.approx(0.9 * 2 + 0.1 * 20)
+  assert found(np.nan) == found(np.inf) == found(0.0) == 2.0
+  assert include(jnp.float32(0.0), jnp.float32(7.0), cap=10.0) == 7.0
 
 
 @SETTINGS

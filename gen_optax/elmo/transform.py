@@ -18,7 +18,6 @@ from gen_optax.elmo.spectrum import (
   find_spaces,
 )
 from gen_optax.guards import undo
-from gen_optax.guards.scale import Scale, new_scale
 from gen_optax.helpers import trees
 from gen_optax.helpers.checks import (
   check_integers,
@@ -64,7 +63,7 @@ class ScaleByElmoState(NamedTuple):
   Attributes:
     count: number of calls, int32.
     sigma: what is added to every Lipschitz parameter.
-    length: running scale of the length of the steps.
+    length: the usual length of a step; zero where that is not known.
     last: an `undo.Last`; None without the safeguard.
     spectrum: the eigenpairs. The dense form with `every=1` keeps no vectors.
     known: whether there are eigenpairs.
@@ -76,7 +75,7 @@ class ScaleByElmoState(NamedTuple):
 
   count: jax.Array
   sigma: jax.Array
-  length: Scale
+  length: jax.Array
   last: Any
   spectrum: Spectrum
   known: jax.Array
@@ -229,7 +228,7 @@ def scale_by_elmo(
     return ScaleByElmoState(
       count=zero(),
       sigma=jnp.array(sigma, dtype),
-      length=new_scale(dtype),
+      length=jnp.zeros((), dtype),
       last=undo.no_step(params, dtype) if safeguarded else None,
       **curvature._asdict(),
       complement=None if complement is None else complement.init(params),

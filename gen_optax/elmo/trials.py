@@ -7,8 +7,7 @@ import jax.numpy as jnp
 
 from gen_optax.elmo import step
 from gen_optax.elmo.model import Model
-from gen_optax.guards.scale import Scale, check, exceeds, new_scale
-from gen_optax.helpers import trees
+from gen_optax.guards.scale import exceeds, include
 from gen_optax.helpers.lazy import run_if
 
 # Ratios of actual to predicted decrease: a trial is accepted from the first on,
@@ -92,27 +91,27 @@ def propose(model: Model, sigma, scale, settings: Settings):
   return moves, escape, scale
 
 
-def learn_length(scale: Scale, model: Model, trial: Trials) -> Scale:
-  """Takes in the norm of a step that was taken.
+def learn_length(usual, model: Model, trial: Trials) -> jax.Array:
+  """The usual length of a step, with one that was taken.
 
-  The scale goes up at once and comes down as an average does. A trial that was
+  It goes up at once and comes down as an average does. A trial that was
   refused for its length resets it: the next step is not limited, because two
   long ones in a row are believed. Otherwise tiny steps would hold a run back
   until they have grown again.
   """
-  new = model.norm(trial.moves, trial.scale).astype(scale.usual.dtype)
+  new = model.norm(trial.moves, trial.scale).astype(usual.dtype)
   new = jnp.where(trial.accepted, new, 0.0)
-  _, _, after = check(scale, new, MAX_GROWTH)
-  after = after._replace(usual=jnp.maximum(after.usual, new))
-  return trees.select(trial.too_long, new_scale(new.dtype), after)
+  after = jnp.maximum(include(usual, new), new)
+  return jnp.where(trial.too_long, 0.0, after)
 
 
 def safeguarded(
-  model: Model, start: Trials, pending, usual: Scale, settings: Settings
+  model: Model, start: Trials, pending, usual, settings: Settings
 ) -> Trials:
   """Tries steps of growing caution until one keeps its promise.
 
-  It tries none unless `pending`; `usual` is the running scale of their length.
+  It tries none unless `pending`; `usual` is their usual length, zero where
+  it is not known.
   """
   before: Any = model.spaces.value
   dtype = model.values.dtype

@@ -55,7 +55,7 @@ def is_outlier_update(size, slope, averages: Averages, rate) -> jax.Array:
   if slope is not None:
     flat = jnp.zeros_like(slope)
     change = relative_change(slope, flat, averages, rate)
-    outlier |= (averages.size.usual > 0) & (change > MAX_CHANGE)
+    outlier |= (averages.size > 0) & (change > MAX_CHANGE)
   return outlier
 
 
@@ -65,7 +65,7 @@ def include_size(averages: Averages, size, outlier) -> Averages:
   An outlier is no part of the path. It does count in the running scale, or
   updates that have grown for good would stay outliers for good.
   """
-  _, _, known = scale.check(averages.size, size, MAX_CHANGE**2, cap=FEW)
+  known = scale.include(averages.size, size, FEW)
   path = averages.sum_sq_norms + jnp.where(outlier, 0.0, size)
   return averages._replace(size=known, sum_sq_norms=path)
 

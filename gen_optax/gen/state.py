@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from gen_optax.gen.stage import GenInfo
-from gen_optax.guards.scale import Scale, new_scale
 from gen_optax.helpers import mean
 from gen_optax.helpers.mean import Mean
 
@@ -24,7 +23,7 @@ class Averages(NamedTuple):
   Attributes:
     line: running mean of the `Parabola`s.
     fresh_slope: running mean of b as the next batch sees it.
-    size: running scale of the squared norm of the update.
+    size: the usual squared norm of the update.
     sum_sq_norms: sum of the squared norms of the updates.
     max_distance: largest distance from where the parameters started, of the
       points at which it was computed.
@@ -32,7 +31,7 @@ class Averages(NamedTuple):
 
   line: Mean
   fresh_slope: Mean
-  size: Scale
+  size: jax.Array
   sum_sq_norms: jax.Array
   max_distance: jax.Array
 
@@ -75,7 +74,7 @@ def no_averages(dtype) -> Averages:
   return Averages(
     line=mean.no_mean(Parabola(zero(), zero()), dtype),
     fresh_slope=mean.no_mean(zero(), dtype),
-    size=new_scale(dtype),
+    size=zero(),
     sum_sq_norms=zero(),
     max_distance=zero(),
   )

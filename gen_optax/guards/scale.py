@@ -38,9 +38,20 @@ def new_scale(dtype) -> Scale:
   return Scale(jnp.zeros((), dtype), no(), no())
 
 
-def exceeds(scale: Scale, x: jax.Array, above: float) -> jax.Array:
+def exceeds(usual: jax.Array, x: jax.Array, above: float) -> jax.Array:
   """Whether x is more than `above` times what is usual, where that is known."""
-  return (scale.usual > 0) & (x > above * scale.usual)
+  return (usual > 0) & (x > above * usual)
+
+
+def include(usual: jax.Array, x: jax.Array, cap: float | None = None):
+  """What is usual, with one more value, which counts for `cap` usual at most.
+
+  Zero, and what is not finite, says nothing.
+  """
+  counted = x if cap is None else jnp.minimum(x, cap * usual)
+  mixed = SMOOTHING * usual + (1 - SMOOTHING) * counted
+  mixed = jnp.where(usual > 0, mixed, x)
+  return jnp.where(jnp.isfinite(x) & (x > 0), mixed, usual)
 
 
 def check(
@@ -74,7 +85,7 @@ def check(
   """
   usual, known = scale.usual, scale.usual > 0
   counts = jnp.isfinite(x) & (x > 0)
-  over = counts & exceeds(scale, x, above)
+  over = counts & exceeds(usual, x, above)
   under = known & counts & (x < below * usual)
   stays = under | over
   if cap is not None:
@@ -82,15 +93,13 @@ def check(
   restart = scale.flagged & stays
   far = (over | under) & ~restart
 
-  counted = x if cap is None else jnp.minimum(x, cap * usual)
-  mixed = SMOOTHING * usual + (1 - SMOOTHING) * counted
-  mixed = jnp.where(known & ~restart, mixed, x)
-  taken = counts & ~(far if cap is None else far & under)
+  new = include(jnp.where(restart, 0.0, usual), x, cap)
+  kept = far if cap is None else far & under
   return (
     jnp.isfinite(x) & ~far,
     restart,
     Scale(
-      usual=jnp.where(taken, mixed, usual),
+      usual=jnp.where(kept, usual, new),
       flagged=jnp.where(counts, far, scale.flagged),
       young=jnp.where(counts & ~far, ~known | restart, scale.young),
     ),

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gen_optax.guards.scale import Scale, check, exceeds, new_scale
+from gen_optax.guards.scale import exceeds, include
 from gen_optax.helpers import trees
 
 # The last step was accepted because the loss fell. If the loss then rises by
@@ -24,13 +24,13 @@ class Last(NamedTuple):
   Attributes:
     params: where the last call was made.
     value: of the loss there, or where it last was a number.
-    change: running scale of the loss's change from one step to the next.
+    change: the usual change of the loss from one step to the next.
     taken: whether there was a step, other than a step back.
   """
 
   params: Any
   value: jax.Array
-  change: Scale
+  change: jax.Array
   taken: jax.Array
 
 
@@ -39,7 +39,7 @@ def no_step(params, dtype) -> Last:
   return Last(
     params=trees.copy(params),
     value=jnp.zeros((), dtype),
-    change=new_scale(dtype),
+    change=jnp.zeros((), dtype),
     taken=jnp.zeros((), bool),
   )
 
@@ -48,17 +48,17 @@ def is_reverted(last: Last, value) -> jax.Array:
   """Whether the loss has risen by far more than it usually changes."""
   rise = value - last.value
   # After the first step no change is usual yet: the loss may double.
-  first = (last.change.usual == 0) & (rise > jnp.abs(last.value))
+  first = (last.change == 0) & (rise > jnp.abs(last.value))
   return last.taken & (first | exceeds(last.change, rise, MAX_RISE))
 
 
 def remember(last: Last, params, value, taken) -> Last:
   """Takes in this call; an unusual change counts for `MAX_RISE` usual ones."""
   new = jnp.abs(value - last.value)
-  _, _, change = check(last.change, new, MAX_RISE, cap=MAX_RISE)
+  change = include(last.change, new, MAX_RISE)
   return Last(
     params=params,
     value=jnp.where(taken, value, last.value),
-    change=trees.select(last.taken, change, last.change),
+    change=jnp.where(last.taken, change, last.change),
     taken=taken,
   )
