@@ -91,8 +91,8 @@ def run_all(
 
     routed = jax.tree.map(pick, updates, choice, *moves)
     sound = healthy & trees.is_finite(routed)
-    routed = trees.select(sound, routed, optax.tree.zeros_like(updates))
-    return routed, trees.select(sound, after, states), sound
+    routed = optax.tree.where(sound, routed, optax.tree.zeros_like(updates))
+    return routed, optax.tree.where(sound, after, states), sound
 
   return Members(init, update)
 
@@ -139,7 +139,7 @@ def frozen(
           (leaf, columns[i][k], sound),
         )
     routed = treedef.unflatten(leaves)
-    routed = trees.select(healthy, routed, optax.tree.zeros_like(updates))
+    routed = optax.tree.where(healthy, routed, optax.tree.zeros_like(updates))
     return routed, tuple(columns) if leaves else states, sound
 
   return Members(init, update)
@@ -153,7 +153,7 @@ def _step(tx, params, extra):
     at, given = jax.lax.optimization_barrier((params, extra))
     move, new = tx.update(gradient, old, at, **given)
     ok, none = trees.is_finite(move), jnp.zeros_like(move)
-    move, new = trees.select(ok, (move, new), (none, old))
+    move, new = optax.tree.where(ok, (move, new), (none, old))
     return move.astype(gradient.dtype), new, sound & ok
 
   return work

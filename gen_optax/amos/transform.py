@@ -264,7 +264,7 @@ def amos_router(
       usable, size, drift = measure(carry.size, carry.drift, point, inner)
       routed = route(carry.info, gradient, drift, rule_key, count)
       kept = (carry.drift, carry.choice, carry.info)
-      drift, choice, info = trees.select(usable, (drift, *routed), kept)
+      drift, choice, info = optax.tree.where(usable, (drift, *routed), kept)
       info = info._replace(refreshed=usable, rejected=~usable)
       return _Routing(~usable, size, drift, choice, info)
 
@@ -300,7 +300,7 @@ def amos_router(
     finite = trees.is_finite((now, new.mean.sum))
     largest = jnp.where(finite, trees.largest(now, dtype), jnp.inf)
     usable, restart, size = check(size, largest, above=FAR, below=1 / FAR)
-    mean = trees.select(restart, optax.tree.zeros_like(new.mean), new.mean)
+    mean = optax.tree.where(restart, optax.tree.zeros_like(new.mean), new.mean)
     return usable, size, new._replace(mean=mean)
 
   def route(info, gradient, drift, key, count):

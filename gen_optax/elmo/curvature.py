@@ -89,7 +89,7 @@ def remembered(
       none = jnp.zeros_like(vectors)
       old = old._replace(spectrum=old.spectrum._replace(vectors=none))
     new = Curvature(spectrum, known, found.astype(old.lipschitz.dtype), inner)
-    return trees.select(known, new, old)._replace(known=known), spent
+    return optax.tree.where(known, new, old)._replace(known=known), spent
 
   def stored(curvature):
     if not forgetful:

@@ -124,7 +124,7 @@ def track_lipschitz(
       following = state._replace(
         spectrum=new, lipschitz=found.astype(dtype), estimator=inner
       )
-      return trees.select(known, following, state)._replace(known=known)
+      return optax.tree.where(known, following, state)._replace(known=known)
 
     due = (state.count % every == 0) | ~state.known
     due = due & jnp.isfinite(trees.largest(updates, dtype))

@@ -277,7 +277,7 @@ def scale_by_elmo(
         model, start, healthy & ~reverted, state.length, settings
       )
       back = jax.tree.map(jnp.subtract, state.last.params, point.params)
-      move = trees.select(reverted, back, _move(model, trial))
+      move = optax.tree.where(reverted, back, _move(model, trial))
       at = point.params, point.value
       last = undo.remember(state.last, *at, trial.accepted)
     return move, ScaleByElmoState(
@@ -286,7 +286,7 @@ def scale_by_elmo(
       length=trials.learn_length(state.length, model, trial),
       last=last,
       **stored(curvature)._asdict(),
-      complement=trees.select(trial.accepted, after, state.complement),
+      complement=optax.tree.where(trial.accepted, after, state.complement),
       info=ElmoInfo(
         eigenvalues=jnp.where(spaces.used, spaces.values, 0),
         lipschitz=curvature.lipschitz,

@@ -11,7 +11,7 @@ from gen_optax.gen.observe import Observation
 from gen_optax.gen.rule import MIN_RATE, GenRule, include_fresh_slope, learn
 from gen_optax.gen.search import Trial
 from gen_optax.gen.state import Averages, ScaleByGenState, forget_fits
-from gen_optax.helpers import mean, trees
+from gen_optax.helpers import mean
 
 
 class Outcome(NamedTuple):
@@ -91,7 +91,7 @@ def next_rate(
     # A step of length e along u met the curvature A: in this batch's eyes the
     # slope at its start was e A - <grad, u>.
     slope = state.curvature_times_step - observed.directional_derivative
-    averages = trees.select(
+    averages = optax.tree.where(
       state.follows & observed.healthy & ~trial.outlier,
       include_fresh_slope(rule, averages, slope),
       averages,
@@ -100,8 +100,8 @@ def next_rate(
   # from where it was.
   probed = jnp.where(trial.outlier, rate, trial.rate)
   learned, after, accepted = learn(rule, trial.fit, averages, probed, per_step)
-  averages = trees.select(outcome.fitted, after, averages)
-  averages = trees.select(
+  averages = optax.tree.where(outcome.fitted, after, averages)
+  averages = optax.tree.where(
     outcome.taken,
     outliers.include_size(averages, observed.size, trial.outlier),
     averages,

@@ -7,7 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from gen_optax.gen.fit import LineFit
-from gen_optax.helpers.checks import is_known
+from gen_optax.helpers.checks import (
+  check_integers,
+  check_positive,
+  is_known,
+)
 
 Horizon = int | Callable[[jax.Array], jax.Array]
 
@@ -62,21 +66,10 @@ def check_options(learning_rate, every, horizon):
       "learning_rate must be a number, got a schedule: GeN sets the rate. To "
       "decay it, pass the decay as horizon=."
     )
-  if is_known(learning_rate) and not _is_rate(learning_rate):
-    raise ValueError(
-      f"learning_rate must be positive and finite, got {learning_rate!r}."
-    )
-  if is_known(every) and (every < 1 or every != int(every)):
-    raise ValueError(f"every must be a positive integer, got {every!r}.")
+  check_positive(learning_rate=learning_rate)
+  check_integers(1, every=every)
   if horizon is not None and not callable(horizon):
     if is_known(horizon) and horizon <= 0:
       raise ValueError(
         f"horizon must be a positive number of steps, got {horizon!r}."
       )
-
-
-def _is_rate(number) -> bool:
-  try:
-    return bool(0 < number < float("inf"))
-  except TypeError:  # a string, a list
-    return False

@@ -236,7 +236,7 @@ def scale_by_gen(
       calibrated=outcome.calibrated,
       averages=averages,
       follows=outcome.taken & ~trial.outlier & (observed.size > 0),
-      info=trees.select(due, found, kept),
+      info=optax.tree.where(due, found, kept),
     )
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -23,38 +23,41 @@ def take_optimizer(
 
 
 def check_in(name: str, number, low: float, high: float):
-  """Raises `ValueError` unless low <= number < high; tracers pass."""
-  try:
-    inside = not is_known(number) or low <= number < high
-  except TypeError:  # None, a string
-    inside = False
-  if not inside:
-    raise ValueError(f"{name} must lie in [{low}, {high}), got {number!r}.")
+  """Raises `ValueError` unless low <= number < high."""
+  inside = lambda x: low <= x < high
+  _check(name, number, inside, f"lie in [{low}, {high})")
 
 
 def check_positive(**numbers):
   """Raises `ValueError` for the first that is not, or is infinite."""
   for name, number in numbers.items():
-    if is_known(number) and not 0 < number < float("inf"):
-      raise ValueError(f"{name} must be positive and finite, got {number!r}.")
+    _check(
+      name, number, lambda x: 0 < x < float("inf"), "be positive and finite"
+    )
 
 
 def check_integers(least: int, **counts):
   """Raises `ValueError` for the first that is no integer, or too small."""
+  whole = lambda x: x == int(x) and x >= least
   for name, count in counts.items():
-    if is_known(count) and (count != int(count) or count < least):
-      raise ValueError(
-        f"{name} must be an integer, at least {least}, got {count!r}."
-      )
+    _check(name, count, whole, f"be an integer, at least {least}")
 
 
 def check_not_negative(**numbers):
   """Raises `ValueError` for the first negative number; schedules pass."""
   for name, number in numbers.items():
-    if not callable(number) and is_known(number) and not number >= 0:
-      raise ValueError(
-        f"{name} must be at least 0 or a schedule, got {number!r}."
-      )
+    if not callable(number):
+      _check(name, number, lambda x: x >= 0, "be at least 0 or a schedule")
+
+
+def _check(name: str, number, is_right, wanted: str):
+  """Tracers pass; what is no number, or several, is not right."""
+  try:
+    right = not is_known(number) or bool(is_right(number))
+  except (OverflowError, TypeError, ValueError):
+    right = False
+  if not right:
+    raise ValueError(f"{name} must {wanted}, got {number!r}.")
 
 
 def require_leaves(stage: str, tree, kind=jnp.floating):

@@ -307,10 +307,3 @@ def scale(tree, factor):
     return jnp.where(factor == 0, jnp.zeros_like(product), product)
 
   return jax.tree.map(leaf_scale, tree, multiply(tree, factor))
-
-
-def select(predicate, if_true, if_false):
-  """`jnp.where` with one scalar predicate on every pair of leaves."""
-  return jax.tree.map(
-    lambda x, y: jnp.where(predicate, x, y), if_true, if_false
-  )

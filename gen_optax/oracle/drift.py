@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from gen_optax.helpers import trees
 from gen_optax.helpers.mean import Mean, include, no_mean, value
@@ -74,7 +75,7 @@ def observe(drift: Drift, params, now, before, ema, eps=0.0) -> Drift:
     lambda h, h_before: jnp.abs(h - h_before) / length.astype(h.dtype),
     *(now, before),
   )
-  new = trees.select(
+  new = optax.tree.where(
     observed, include(drift.mean, secant, jnp.asarray(ema, dtype)), drift.mean
   )
   return Drift(params, now, new, started=jnp.ones((), bool))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from gen_optax.helpers import trees
 from gen_optax.helpers.lazy import run_if
@@ -145,7 +146,7 @@ def _start(like, start, dtype):
     return noise
   start, usable = unit(start)
   start = jax.tree.map(lambda s, x: s.astype(x.dtype), start, noise)
-  return trees.select(usable, start, noise)
+  return optax.tree.where(usable, start, noise)
 
 
 def _tridiagonal(hvp, first, order, dtype):
@@ -181,7 +182,7 @@ def _tridiagonal(hvp, first, order, dtype):
     exhausted = length <= CANCELLED * eps * size
 
     def again(x):
-      x = trees.select(exhausted, trees.noise_like(x, j + 1), x)
+      x = optax.tree.where(exhausted, trees.noise_like(x, j + 1), x)
       for _ in range(2):
         x = orthogonalise(basis, x)
         x = unit(x, jnp.sqrt(trees.vdot(x, x, dtype)))

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from gen_optax.helpers import trees
 from gen_optax.helpers.lazy import run_if
@@ -167,7 +168,7 @@ def _update(state, vector, hvp, learning_rate, key, normalizer):
 
   d, finite = _step_d(state.d, vector, hvp, ph, pv, rate, normalizer)
   usable = jnp.isfinite(aa) & jnp.isfinite(bb) & finite
-  d = trees.select(usable, d, state.d)
+  d = optax.tree.where(usable, d, state.d)
   if not r:
     return state._replace(d=d, count=state.count + 1)
 

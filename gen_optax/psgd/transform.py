@@ -277,8 +277,8 @@ def scale_by_psgd(
     decay = jnp.asarray(momentum, scale.usual.dtype)
     size = trees.l1_norm(updates, scale.usual.dtype)
     healthy, restart, scale = check(scale, size, FAR, 1 / FAR)
-    new = trees.select(restart, optax.tree.zeros_like(old), old)
-    new = trees.select(healthy, mean.include(new, updates, decay), old)
+    new = optax.tree.where(restart, optax.tree.zeros_like(old), old)
+    new = optax.tree.where(healthy, mean.include(new, updates, decay), old)
     # One reciprocal; `mean.value` would divide every entry.
     average = trees.scale(new.sum, 1 / jnp.where(new.weight > 0, new.weight, 1))
     return average, new, scale, healthy
