@@ -6,10 +6,10 @@ from optax import contrib
 import gen_optax
 from scripts.league.entrant import Entrant
 from scripts.league.ranges import (
-  ONE_MINUS_B1,
   DECAY,
-  REST_SPACE,
+  ONE_MINUS_B1,
   REST_DEFAULT,
+  REST_SPACE,
   betas,
 )
 

@@ -6,13 +6,12 @@ import optax
 
 from scripts.league.entrant import Range
 from scripts.league.ranges import (
-  ONE_MINUS_B1,
-  ADAM_SPACE,
   ADAM_DEFAULT,
+  ADAM_SPACE,
+  ONE_MINUS_B1,
   betas,
   scheduled,
   warm_up_cosine,
-  without,
 )
 
 

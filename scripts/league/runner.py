@@ -44,59 +44,76 @@ class Carry(NamedTuple):
   averaging: jax.Array
 
 
-class Readings(NamedTuple):
-  """Losses (validation, test) at the iterate and at the average."""
-
-  iterate: Any
-  average: Any
-
-
 def interval(steps: int) -> int:
   """Steps between two evaluations."""
   return max(1, steps // EVALUATIONS)
 
 
-class Program:
-  """A workload and an entrant, compiled for runs of any setting and seed."""
+class Ground:
+  """A workload, with what all entrants share compiled once.
 
-  def __init__(self, workload: Workload, entrant: Entrant):
-    self.workload, self.entrant = workload, entrant
-    self.interval = interval(workload.steps)
+  Attributes:
+    workload: what is trained.
+    unit: flops of one `value_and_grad`.
+    init: key -> parameters, state.
+    evaluate: data, parameters, state -> losses.
+  """
+
+  def __init__(self, workload: Workload):
+    self.workload = workload
+    self.init = jax.jit(workload.init)
+    self.evaluate = jax.jit(workload.evaluate)
     key = jax.random.key(0)
-    setting = {name: jnp.float32(x) for name, x in entrant.default.items()}
-    params, state = jax.eval_shape(workload.init, key)
-    batch = jax.eval_shape(workload.sample, workload.data, key)
-    gradient = lambda *args: self._gradient(*args)[1:]
-    self.unit = meter.flops_of(gradient, params, state, batch, key)
-    began = time.perf_counter()
-    # The number of steps is a schedule's alone; its value changes no price.
-    steps = jnp.float32(1.0)
-    carry = jax.eval_shape(self._start, setting, steps, key)
-    self.static_cost = (
-      meter.flops_of(self._update, carry, setting, steps, batch, key)
-      / self.unit
+    self.shapes = jax.eval_shape(workload.init, key)
+    self.batch = jax.eval_shape(workload.sample, workload.data, key)
+    gradient = lambda *args: self.gradient(*args)[1:]
+    self.unit = meter.flops_of(gradient, *self.shapes, self.batch, key)
+
+  def gradient(self, params, state, batch, key):
+    """The closure, its value, the new state, the gradient."""
+    loss = self.workload.loss
+
+    # The loss of the same batch, key and BatchNorm state.
+    def value_fn(params):
+      return loss(params, state, batch, key)[0]
+
+    both = jax.value_and_grad(
+      lambda params: loss(params, state, batch, key), has_aux=True
     )
+    (value, new_state), grad = both(params)
+    return value_fn, value, new_state, grad
+
+
+class Program:
+  """An entrant on a ground, compiled for runs of any setting and seed."""
+
+  def __init__(self, ground: Ground, entrant: Entrant):
+    self.ground, self.entrant = ground, entrant
+    workload = ground.workload
+    self.interval = interval(workload.steps)
+    key, steps = jax.random.key(0), jnp.float32(1.0)
+    setting = {name: jnp.float32(x) for name, x in entrant.default.items()}
     self.start = jax.jit(self._start)
+    carry = jax.eval_shape(self._start, *ground.shapes, setting, steps)
+    update = (carry, setting, steps, ground.batch, key)
+    self.static_cost = meter.flops_of(self._update, *update) / ground.unit
     self.advance = (
       jax.jit(self._advance, donate_argnums=0)
       .lower(carry, setting, steps, workload.data, jnp.int32(0), key)
       .compile()
     )
-    self.evaluate = jax.jit(self._evaluate)
-    self.seconds_to_compile = time.perf_counter() - began
 
   def steps_within(self, work: float) -> int:
     """Steps that fit in `work`, where no search takes more."""
     return max(1, int(work / self.static_cost))
 
-  def run(self, setting, seed: int, work: float, progress=None) -> dict:
+  def run(self, setting, seed: int, work: float) -> dict:
     """Trains until `work` is used up.
 
     Args:
       setting: a number for each name of the entrant's space.
       seed: of initial parameters, batches and dropout.
       work: in passes of `value_and_grad`.
-      progress: called with the share that is done.
 
     Returns:
       A record for a JSON file: for each evaluation the step and the clock,
@@ -105,11 +122,12 @@ class Program:
     setting = {name: jnp.float32(x) for name, x in setting.items()}
     steps = jnp.float32(self.steps_within(work))
     key = jax.random.key(seed)
-    data = self.workload.data
-    carry = jax.block_until_ready(self.start(setting, steps, key))
-    record = {"step": [0], "clock": [0.0], "averaging": 0.0}
-    losses = [self.evaluate(carry, data)]
+    data = self.ground.workload.data
+    carry = self.start(*self.ground.init(key), setting, steps)
+    record = {"step": [0], "clock": [0.0], "iterate": [], "average": []}
+    self._read(carry, record)
     done, seconds = 0, 0.0
+    at_start = time.perf_counter()
     # An interval is run as long as most of it fits.
     while record["clock"][-1] + self.static_cost * self.interval / 2 < work:
       began = time.perf_counter()
@@ -117,19 +135,23 @@ class Program:
       jax.block_until_ready(carry)
       seconds += time.perf_counter() - began
       done += self.interval
-      losses.append(self.evaluate(carry, data))
       record["step"].append(done)
       record["clock"].append(float(carry.clock))
-      if progress is not None:
-        progress(min(1.0, float(carry.clock) / work))
+      self._read(carry, record)
     record["averaging"] = float(carry.averaging) / done
     record["seconds"] = seconds
-    for where in Readings._fields:
-      read = [getattr(each, where) for each in losses]
-      record[where] = [
-        [float(each.validation), float(each.test)] for each in read
-      ]
+    record["evaluating"] = time.perf_counter() - at_start - seconds
     return record
+
+  def _read(self, carry, record):
+    own = carry.params
+    if self.entrant.evaluate_at is not None:
+      own = self.entrant.evaluate_at(carry.opt, carry.params)
+    averaged = gen_optax.averaged_parameters(carry.average)
+    places = {"iterate": (own, carry.state), "average": averaged}
+    for where, place in places.items():
+      losses = self.ground.evaluate(self.ground.workload.data, *place)
+      record[where].append([float(x) for x in losses])
 
   # What is compiled
 
@@ -137,31 +159,17 @@ class Program:
     optimizer = self.entrant.make(setting, steps)
     return optax.with_extra_args_support(optimizer)
 
-  def _start(self, setting, steps, key):
-    params, state = self.workload.init(key)
+  def _start(self, params, state, setting, steps):
     opt = self._optimizer(setting, steps).init(params)
     average = averages().init((params, state))
     zero = jnp.float32(0)
     return Carry(params, state, opt, average, zero, zero)
 
-  def _gradient(self, params, state, batch, key):
-    def value_fn(params):
-      return self.workload.loss(params, state, batch, key)[0]
-
-    def with_state(params):
-      return self.workload.loss(params, state, batch, key)
-
-    (value, new_state), grad = jax.value_and_grad(with_state, has_aux=True)(
-      params
-    )
-    return value_fn, value, new_state, grad
-
   def _update(self, carry, setting, steps, batch, key):
     """A whole step but for the average: what the clock counts."""
-    value_fn, value, state, grad = self._gradient(
+    value_fn, value, state, grad = self.ground.gradient(
       carry.params, carry.state, batch, key
     )
-    # The closure is the loss of the same batch, key and BatchNorm state.
     updates, opt = self._optimizer(setting, steps).update(
       grad, carry.opt, carry.params, value=value, grad=grad, value_fn=value_fn
     )
@@ -179,7 +187,7 @@ class Program:
 
     def step(carry, count):
       batch_key, loss_key = jax.random.split(jax.random.fold_in(key, count))
-      batch = self.workload.sample(data, batch_key)
+      batch = self.ground.workload.sample(data, batch_key)
       (params, state, opt), work = update(carry, batch, loss_key)
       kept, averaging = average(
         carry.average, (carry.params, carry.state), (params, state)
@@ -189,20 +197,12 @@ class Program:
         state,
         opt,
         kept,
-        carry.clock + work / self.unit,
-        carry.averaging + averaging / self.unit,
+        carry.clock + work / self.ground.unit,
+        carry.averaging + averaging / self.ground.unit,
       ), None
 
     counts = first + jnp.arange(self.interval)
     return jax.lax.scan(step, carry, counts)[0]
-
-  def _evaluate(self, carry, data):
-    own = carry.params
-    if self.entrant.evaluate_at is not None:
-      own = self.entrant.evaluate_at(carry.opt, carry.params)
-    averaged = gen_optax.averaged_parameters(carry.average)
-    evaluate = self.workload.evaluate
-    return Readings(evaluate(data, own, carry.state), evaluate(data, *averaged))
 
 
 def averages():

@@ -80,6 +80,7 @@ class Family(NamedTuple):
     load: folder of data -> `Parts`.
     build: `Parts`, form -> `Workload`.
     needs_data: whether `load` reads a file that the package does not bring.
+    files: what it is made of beside the module of `load`.
   """
 
   name: str
@@ -88,6 +89,7 @@ class Family(NamedTuple):
   load: Callable
   build: Callable
   needs_data: bool = True
+  files: tuple[str, ...] = ()
 
 
 class Parts(NamedTuple):

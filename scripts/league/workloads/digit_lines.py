@@ -19,7 +19,7 @@ NOISE = 0.1
 SEED = 103
 
 
-def load(data_dir, *, train: int = 8000, held: int = 256) -> Parts:
+def load(data_dir, *, train: int = 8000, held: int = 96) -> Parts:
   data = data_sets.mnist(data_dir, size=HEIGHT, train=20_000)
   rng = np.random.default_rng(SEED)
   parts = [
@@ -125,7 +125,7 @@ def build(name: str, module):
 CONFORMER = Family(
   "conformer",
   "conformer with CTC, lines of MNIST digits",
-  Form(32, "silu", 1.0, 16, 500),
+  Form(24, "silu", 1.0, 12, 400),
   load,
   build("conformer", Conformer),
 )

@@ -49,7 +49,7 @@ class ResNet8(nn.Module):
 class ViT(nn.Module):
   width: int
   activation: str
-  blocks: int = 3
+  blocks: int = 2
 
   @nn.compact
   def __call__(self, x, train):
@@ -89,7 +89,7 @@ RESNET = Family(
 VIT = Family(
   "vit",
   "ViT on 16x16 images, CIFAR-10, 30k subset",
-  Form(48, "gelu", 1.0, 32, 800),
+  Form(48, "gelu", 1.0, 16, 800),
   lambda data_dir: load(data_dir, side=16),
   build("vit", ViT),
 )
