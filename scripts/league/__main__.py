@@ -73,7 +73,8 @@ def parse_arguments(arguments=None):
     args.entrants = args.entrants or QUICK_ENTRANTS
     args.freeze = False
     args.out = args.out / "quick"
-  args.workloads = list(args.workloads or available(args.data_dir))
+  if args.command != "develop":
+    args.workloads = list(args.workloads or available(args.data_dir))
   args.entrants = list(args.entrants or ENTRANTS)
   return args
 

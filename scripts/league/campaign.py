@@ -1,7 +1,6 @@
 """Runs what a file of results lacks, with one program compiled at a time."""
 
 import inspect
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -91,9 +90,8 @@ class Campaign:
 
   def _make(self, family, form, entrant, missing, label):
     name = f"{label} {family.name}: {entrant.name}"
-    bar = tqdm(
-      total=len(missing), desc=name, mininterval=1, file=sys.stderr, leave=False
-    )
+    # No bar where nobody watches.
+    bar = tqdm(total=len(missing), desc=name, leave=False, disable=None)
     with bar:
       program = Program(self.ground(family, form), entrant)
       for key, each in missing.items():

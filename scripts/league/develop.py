@@ -20,17 +20,16 @@ MOST = 3.0
 
 def reference(campaign: Campaign, name: str, seeds) -> dict:
   """Mean best loss at each rate, with warm-up and cosine, and the least."""
-  family, by_rate = FAMILIES[name], {}
-  for rate in RATES:
-    setting = dict(ADAMW.default) | {"rate": rate}
-    runs = campaign.records(
-      family,
-      family.form,
-      ADAMW,
-      [Wanted(setting, seed, False) for seed in seeds],
-      "reference",
-    )
-    by_rate[rate] = float(np.mean([curve(r, "iterate")[1].min() for r in runs]))
+  family = FAMILIES[name]
+  wanted = [
+    Wanted(dict(ADAMW.default) | {"rate": rate}, seed, False)
+    for rate in RATES
+    for seed in seeds
+  ]
+  runs = campaign.records(family, family.form, ADAMW, wanted, "reference")
+  losses = np.array([curve(run, "iterate")[1].min() for run in runs])
+  means = losses.reshape(len(RATES), -1).mean(1).tolist()
+  by_rate = dict(zip(RATES, means, strict=True))
   rate = min(by_rate, key=by_rate.get)
   return {
     "loss": by_rate[rate],

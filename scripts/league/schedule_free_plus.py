@@ -57,7 +57,7 @@ def schedule_free_plus(
   def init_fn(params):
     zeros = optax.tree.zeros_like(params)
     copy = jax.tree.map(jnp.array, params)
-    zero = jnp.float32(0)
+    zero = jnp.zeros((), jnp.result_type(float))
     return ScheduleFreePlusState(
       jnp.int32(0), copy, params, zeros, zeros, zero, zero, zero
     )
@@ -65,7 +65,8 @@ def schedule_free_plus(
   def update_fn(grads, state, params=None, *, value, **extra_args):
     del extra_args
     t = state.count + 1
-    debias = lambda decay: 1 - decay ** t.astype(jnp.float32)
+    time = t.astype(jnp.result_type(float))
+    debias = lambda decay: 1 - decay**time
     norm = math.sqrt(math.pi / 2) * optax.tree.norm(grads, ord=1)
     scale = scale_decay * state.scale + (1 - scale_decay) * norm
     apart = optax.tree.vdot(grads, optax.tree.sub(state.z, state.x))
@@ -82,7 +83,7 @@ def schedule_free_plus(
 
     z = jax.tree.map(moved, state.z, mu, nu)
     largest = jnp.maximum(state.largest, alpha)
-    weight = t.astype(jnp.float32) ** power * largest**2
+    weight = time**power * largest**2
     weights = state.weights + weight
     c = jnp.where(weights > 0, weight / jnp.where(weights > 0, weights, 1), 0)
     x = jax.tree.map(lambda x, z: x + c * (z - x), state.x, z)

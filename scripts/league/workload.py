@@ -170,8 +170,7 @@ def rescaled(params, gain: float):
   return jax.tree.map(lambda x: gain * x if x.ndim > 1 else x, params)
 
 
-# What variants are drawn from. A factor of 1 is left out of widths and gains,
-# so that no variant has the form that is scored.
+# What variants are drawn from. None has the width or the gain that is scored.
 WIDTH_FACTORS = (0.5, 0.75, 1.5)
 GAINS = (0.5, 0.7, 1.4)
 BATCH_SIZES = (4, 8, 16, 64)
@@ -182,12 +181,13 @@ def variants(family: Family, count: int) -> list[Form]:
   """Forms for calibration, drawn from a fixed seed, half as long."""
   base = family.form
   rng = np.random.default_rng([VARIANT_SEED, *family.name.encode()])
+  widths = {4 * max(1, round(x * base.width / 4)) for x in WIDTH_FACTORS}
+  widths = sorted(widths - {base.width})
   forms = []
   for _ in range(count):
-    width = 4 * max(1, round(rng.choice(WIDTH_FACTORS) * base.width / 4))
     forms.append(
       Form(
-        width=width,
+        width=int(rng.choice(widths)),
         activation=str(rng.choice(list(ACTIVATIONS))),
         gain=float(rng.choice(GAINS)),
         batch_size=int(rng.choice(BATCH_SIZES)),

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 
 from scripts.common import data_sets
-from scripts.common.models import Conv, max_pool
-from scripts.league.layers import Block, activation, positions
+from scripts.common.models import Conv
+from scripts.league.layers import Block, activation, max_pool, positions
 from scripts.league.workload import Family, Form, Parts, split, supervised
 
 PATCH = 4

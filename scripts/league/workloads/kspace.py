@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from scripts.common import data_sets
-from scripts.common.models import Conv, max_pool
-from scripts.league.layers import activation
+from scripts.common.models import Conv
+from scripts.league.layers import activation, max_pool
 from scripts.league.workload import Family, Form, Parts, split, supervised
 
 SIDE, CENTRAL, RANDOM = 28, 4, 3

@@ -13,7 +13,7 @@ from scripts.league.workload import Family, Form, Parts, supervised
 LENGTH = 48
 
 
-def load(data_dir, *, held: int = 160) -> Parts:
+def load(data_dir, *, held: int = 64) -> Parts:
   """A text to draw windows from, and windows held back from its last tenth."""
   text, _ = data_sets.text_of(data_dir)
   symbols = {symbol: code for code, symbol in enumerate(sorted(set(text)))}
@@ -33,7 +33,7 @@ class Gpt(nn.Module):
   width: int
   activation: str
   symbols: int
-  blocks: int = 3
+  blocks: int = 2
 
   @nn.compact
   def __call__(self, tokens, train):
@@ -91,14 +91,14 @@ def build(name: str, module):
 GPT = Family(
   "gpt",
   "GPT, characters of Tiny Shakespeare",
-  Form(48, "gelu", 1.0, 12, 600),
+  Form(48, "gelu", 1.0, 12, 500),
   load,
   build("gpt", Gpt),
 )
 LSTM = Family(
   "lstm",
   "LSTM, characters of Tiny Shakespeare",
-  Form(64, "relu", 1.0, 12, 600),
+  Form(64, "relu", 1.0, 12, 400),
   load,
   build("lstm", LstmWriter),
 )
