@@ -1,7 +1,4 @@
-"""The league: workloads, the clock, the score, what is kept of runs.
-
-No data files: networks run on a few drawn arrays of the shape that theirs have.
-"""
+"""The league: the clock, runs, what is kept of them, the score."""
 
 import json
 
@@ -32,141 +29,8 @@ from scripts.league.workload import (
   Form,
   Losses,
   Parts,
-  split,
-  variants,
+  Workload,
 )
-from scripts.league.workloads import (
-  clicks,
-  digit_lines,
-  kspace,
-  molecules,
-  records,
-  text,
-)
-
-# Workloads
-
-
-def drawn(*shape):
-  return np.random.default_rng(0).random(shape, np.float32)
-
-
-def labels(count, most):
-  return np.random.default_rng(1).integers(0, most, count).astype(np.int32)
-
-
-def digit_images(count=12):
-  return drawn(count, 14, 14), labels(count, 10)
-
-
-def lines():
-  rng = np.random.default_rng(2)
-  return split(digit_lines.lines(rng, *digit_images(), 12), 8, 2)
-
-
-def sentences():
-  pair = ("name[the inn], food[thai]", "The inn has Thai food.")
-  pair = tuple(records.words(side) for side in pair)
-  return split(records.encode([pair] * 8, [pair] * 4), 8, 2)
-
-
-def coloured(side):
-  examples = {"image": drawn(12, side, side, 3), "label": labels(12, 10)}
-  return split(examples, 8, 2)
-
-
-TINY = {
-  "clicks": lambda: clicks.load(train=8, held=2),
-  "unet": lambda: split(kspace.undersample(drawn(12, 28, 28), 0), 8, 2),
-  "resnet": lambda: coloured(32),
-  "vit": lambda: coloured(16),
-  "conformer": lines,
-  "lstm_ctc": lines,
-  "gnn": lambda: molecules.load(train=8, held=2),
-  "translator": sentences,
-  "gpt": lambda: text.parts_of(labels(2000, 30), 2),
-  "lstm": lambda: text.parts_of(labels(2000, 30), 2),
-  "autoencoder": lambda: split(drawn(12, 784), 8, 2),
-}
-
-
-def test_every_workload_is_tested():
-  assert TINY.keys() == FAMILIES.keys() and len(FAMILIES) == 11
-
-
-def filled(shapes):
-  """Parameters of given shapes; compiling an initialisation takes longer."""
-  rng = np.random.default_rng(3)
-
-  def fill(path, leaf):
-    if leaf.ndim < 2:
-      return np.full(leaf.shape, path[-1].key == "scale", leaf.dtype)
-    scale = np.prod(leaf.shape[:-1]) ** -0.5
-    return scale * rng.normal(size=leaf.shape).astype(leaf.dtype)
-
-  return jax.tree_util.tree_map_with_path(fill, shapes)
-
-
-@pytest.mark.parametrize("name", TINY)
-def test_a_workload_trains(name):
-  """The loss of one batch falls in a few steps, and evaluation is finite."""
-  form = Form(8, FAMILIES[name].form.activation, 1.0, 2, 4)
-  workload = FAMILIES[name].build(TINY[name](), form)
-  key = jax.random.key(0)
-  params, state = jax.eval_shape(workload.init, key)
-  params = filled(params)
-  # BatchNorm's statistics: means of 0, variances of 1.
-  state = jax.tree_util.tree_map_with_path(
-    lambda path, x: np.full(x.shape, path[-1].key == "var", x.dtype), state
-  )
-  batch = workload.sample(workload.data, key)
-  loss = lambda *args: workload.loss(*args, batch, key)
-  gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
-  losses = []
-  for _ in range(4):
-    (value, state), grad = gradient(params, state)
-    losses.append(float(value))
-    norm = np.sqrt(sum(np.sum(g**2) for g in jax.tree.leaves(grad)))
-    step = optax.tree.scale(-0.01 * losses[0] / norm**2, grad)
-    params = optax.tree.add(params, step)
-  held = jax.jit(workload.evaluate)(workload.data, params, state)
-  assert losses[-1] < losses[0]
-  assert np.isfinite([held.validation, held.test]).all()
-
-
-def test_an_initialisation_runs():
-  form = Form(4, "tanh", 0.5, 2, 4)
-  build = FAMILIES["autoencoder"].build
-  halves = build(TINY["autoencoder"](), form)
-  whole = build(TINY["autoencoder"](), form._replace(gain=1.0))
-  key = jax.random.key(0)
-  (half, state), (one, _) = halves.init(key), whole.init(key)
-  assert state == {}
-  np.testing.assert_allclose(
-    half["Mlp_0"]["Dense_0"]["kernel"],
-    one["Mlp_0"]["Dense_0"]["kernel"] / 2,
-    rtol=1e-6,
-  )
-
-
-def test_only_batch_norm_has_a_state():
-  def state_of(name):
-    form = Form(8, "relu", 1.0, 2, 4)
-    workload = FAMILIES[name].build(TINY[name](), form)
-    return jax.eval_shape(workload.init, jax.random.key(0))[1]
-
-  assert set(state_of("resnet")) == {"batch_stats"}
-  assert state_of("vit") == {}
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_no_variant_is_what_is_scored(name):
-  family = FAMILIES[name]
-  forms = variants(family, 4)
-  assert forms == variants(family, 4)  # from a fixed seed
-  for form in forms:
-    assert form.width != family.form.width and form.batch_size >= 4
-
 
 # A workload of two numbers for everything that is not a network
 
@@ -178,17 +42,16 @@ def load(data_dir=None):
 
 
 def build(data, form):
-  family = DEVELOPMENT["illreg"]
-  workload = family.build(data, form)
+  def loss(params, x):
+    return jnp.mean((x * params[0] + params[1] - 3 * x) ** 2)
 
-  def loss(params, rows, key=None):
-    del key
-    return jnp.mean((rows * params[0] + params[1] - 3 * rows) ** 2)
-
-  return workload._replace(
+  return Workload(
+    "line",
+    form,
+    data,
     init=lambda key: (jax.random.normal(key, (2,)), {}),
     sample=lambda data, key: data.train,
-    loss=lambda params, state, rows, key: (loss(params, rows), state),
+    loss=lambda params, state, x, key: (loss(params, x), state),
     evaluate=lambda data, params, state: Losses(
       loss(params, data.validation), loss(params, data.test)
     ),
@@ -313,14 +176,6 @@ def test_a_run_stops_when_its_work_is_done(program):
   assert record["clock"][-1] == pytest.approx(20 * program.static_cost)
 
 
-def test_averages_of_batch_norm_follow_the_same_weights():
-  form = Form(8, "relu", 1.0, 2, 40)
-  ground = runner.Ground(FAMILIES["resnet"].build(TINY["resnet"](), form))
-  shapes = jax.eval_shape(runner.averages().init, ground.shapes)
-  kept = jax.tree.structure(gen_optax.averaged_parameters(shapes))
-  assert kept == jax.tree.structure(ground.shapes)
-
-
 def test_what_is_there_is_not_run_again(tmp_path, monkeypatch):
   wanted = [campaign.Wanted({"rate": rate}, 0, False) for rate in (0.1, 0.3)]
   where = {"line": LINE}, None, tmp_path / "runs.jsonl"
@@ -420,7 +275,9 @@ def test_warm_up_and_cosine():
 
 def test_schedule_free_plus_follows_its_formula(x64):
   steps, b1, b2, decay, power, eps = 6, 0.9, 0.999, 0.99, 2.0, 1e-8
-  tx = schedule_free_plus.schedule_free_plus(steps, power=power)
+  tx = schedule_free_plus.schedule_free_plus(
+    steps, power=power, factor=0.5, warm_up=1 / 3
+  )
   scales = np.array([1.0, 4.0, 0.2])
   loss = lambda w: jnp.sum(scales * w**2)
   y = jnp.array([1.0, -2.0, 0.5])
@@ -438,7 +295,8 @@ def test_schedule_free_plus_follows_its_formula(x64):
     m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
     e = decay * e + (1 - decay) * np.sqrt(np.pi / 2) * np.abs(g).sum()
     model = np.sum(scales * ours_y**2) + beta * g @ (z - x)
-    alpha = max(0.0, model) / (e / (1 - decay**t) + eps)
+    alpha = 0.5 * max(0.0, model) / (e / (1 - decay**t) + eps)
+    alpha = alpha * min(t / 3, 1.0)
     z = z - alpha * m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + eps)
     largest = max(largest, alpha)
     weight = t**power * largest**2

@@ -44,7 +44,9 @@ def schedule_free_x(state, params):
 
 
 def schedule_free_plus(s, steps):
-  return plus.schedule_free_plus(steps, power=s["power"], **betas(s))
+  names = ("power", "factor", "warm_up")
+  options = {name: s[name] for name in names}
+  return plus.schedule_free_plus(steps, **options, **betas(s))
 
 
 def prodigy(s, steps):
@@ -133,8 +135,14 @@ RIVALS = (
   Entrant(
     "ScheduleFree+",
     schedule_free_plus,
-    without(REST_SPACE, "decay") | {"power": Range(0.0, 8.0, log=False)},
-    without(REST_DEFAULT, "decay") | {"power": 0.0},
+    without(REST_SPACE, "decay")
+    | {
+      "power": Range(0.0, 8.0, log=False),
+      "factor": Range(0.01, 1.0),
+      "warm_up": WARM_UP,
+    },
+    without(REST_DEFAULT, "decay")
+    | {"power": 0.0, "factor": 1.0, "warm_up": 0.02},
     PLUS,
     evaluate_at=plus.evaluate_at,
   ),
