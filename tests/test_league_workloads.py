@@ -52,7 +52,7 @@ def coloured(side):
 
 TINY = {
   "clicks": lambda: clicks.load(train=8, held=2),
-  "unet": lambda: split(kspace.undersample(drawn(12, 28, 28), 0), 8, 2),
+  "unet": lambda: split(kspace.undersample(drawn(12, 32, 32), 0), 8, 2),
   "resnet": lambda: coloured(32),
   "vit": lambda: coloured(16),
   "conformer": lines,

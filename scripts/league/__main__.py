@@ -24,7 +24,7 @@ from scripts.common import xla
 # Before jax is imported, which reads the flags.
 xla.compile_fast(xla.EMITTERS)
 
-from scripts.league import commands, develop  # noqa: E402
+from scripts.league import calibrate, commands, develop  # noqa: E402
 from scripts.league.families import FAMILIES  # noqa: E402
 from scripts.league.field import ENTRANTS  # noqa: E402
 
@@ -64,6 +64,7 @@ def parse_arguments(arguments=None):
     help="which settings run in the contest",
   )
   add("--freeze", action="store_true", help="keep what calibrate finds")
+  add("--frozen", type=Path, default=calibrate.FROZEN, help="where it is kept")
   add("--quick", action="store_true", help="the whole chain in ten minutes")
   args = parser.parse_args(arguments)
   args.step_factor = 1.0
@@ -71,8 +72,8 @@ def parse_arguments(arguments=None):
     args.step_factor, args.trials, args.reruns, args.seeds = 0.1, 2, 1, 1
     args.workloads = args.workloads or QUICK_WORKLOADS
     args.entrants = args.entrants or QUICK_ENTRANTS
-    args.freeze = False
     args.out = args.out / "quick"
+    args.freeze, args.frozen = True, args.out / "frozen.json"
   if args.command != "develop":
     args.workloads = list(args.workloads or available(args.data_dir))
   args.entrants = list(args.entrants or ENTRANTS)

@@ -83,7 +83,7 @@ def calibrate(campaign: Campaign, args) -> dict:
   return chosen
 
 
-def freeze(chosen: dict, path: Path = FROZEN):
+def freeze(chosen: dict, path: Path):
   """Adds to the file what was chosen; other entrants stay."""
   kept = frozen(path)
   for name, readings in chosen.items():
@@ -93,7 +93,7 @@ def freeze(chosen: dict, path: Path = FROZEN):
   path.write_text(text + "\n")
 
 
-def frozen(path: Path = FROZEN) -> dict:
+def frozen(path: Path) -> dict:
   return json.loads(path.read_text()) if path.exists() else {}
 
 

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from scripts.league import store
 from scripts.league.entrant import Entrant
+from scripts.league.references import ADAMW
 from scripts.league.runner import BUDGET, Ground, Program
 from scripts.league.workload import Family, Form
 
@@ -19,8 +20,8 @@ class Wanted(NamedTuple):
   Attributes:
     setting: by name.
     seed: of weights, batches and dropout.
-    budget: whether it may use the work that entrants have, `BUDGET` times the
-      references'; they themselves take their number of steps.
+    budget: whether it may use the work that entrants have, `BUDGET` times that
+      of AdamW's tuned run; references take their number of steps.
   """
 
   setting: Mapping[str, float]
@@ -51,6 +52,7 @@ class Campaign:
     self.step_factor = step_factor
     self._data = (None, None)
     self._ground = (None, None)
+    self._work = 0.0
 
   def records(
     self,
@@ -95,7 +97,7 @@ class Campaign:
     with bar:
       program = Program(self.ground(family, form), entrant)
       for key, each in missing.items():
-        work = form.steps * (BUDGET if each.budget else program.static_cost)
+        work = self._work if each.budget else form.steps * program.static_cost
         record = program.run(each.setting, each.seed, work)
         self.store.put(key, {**record, "commit": store.commit()})
         bar.set_postfix(loss=f"{record['iterate'][-1][0]:.3g}")
@@ -105,7 +107,10 @@ class Campaign:
     """Built once for runs in a row, as its data are loaded."""
     if self._ground[0] != (family.name, form):
       workload = family.build(self._load(family), form)
-      self._ground = (family.name, form), Ground(workload)
+      ground = Ground(workload)
+      self._ground = (family.name, form), ground
+      cost = Program(ground, ADAMW).static_cost
+      self._work = BUDGET * form.steps * cost
     return self._ground[1]
 
   def _load(self, family: Family):

@@ -52,8 +52,8 @@ def run_calibrate(args):
   chosen = calibrate.calibrate(campaign_of(args), args)
   print(f"\nOne setting each: {calibrate.show(chosen, args)}")
   if args.freeze:
-    calibrate.freeze(chosen)
-    print(f"\nfrozen: {calibrate.FROZEN}")
+    calibrate.freeze(chosen, args.frozen)
+    print(f"\nfrozen: {args.frozen}")
   keep(args, "calibrate", {"runs": calibrate.SEED}, {"chosen": chosen})
 
 
@@ -74,7 +74,7 @@ def run_score(args):
       name: {row.label: x for row, x in each.items()}
       for name, each in results.items()
     },
-    "frozen": calibrate.frozen(),
+    "frozen": calibrate.frozen(args.frozen),
   }
   keep(args, "score", {"runs": f"{contest.FIRST_SEED}-{last}"}, payload)
 

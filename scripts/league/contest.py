@@ -14,7 +14,7 @@ from scripts.league import calibrate, scoring
 from scripts.league.campaign import Campaign, Wanted
 from scripts.league.entrant import Entrant
 from scripts.league.field import ENTRANTS
-from scripts.league.runner import BUDGET, curve
+from scripts.league.runner import curve
 
 FIRST_SEED = 100
 
@@ -32,9 +32,9 @@ class Row(NamedTuple):
     return self.entrant + mark + " (raw)" * (self.settings == "default")
 
 
-def rows_of(names, kinds) -> dict[Row, tuple[Entrant, dict]]:
+def rows_of(names, kinds, path) -> dict[Row, tuple[Entrant, dict]]:
   """Who runs, with which setting; nobody runs frozen without a setting."""
-  frozen, rows = calibrate.frozen(), {}
+  frozen, rows = calibrate.frozen(path), {}
   for name in names:
     entrant = ENTRANTS[name]
     for kind in kinds:
@@ -49,7 +49,7 @@ def rows_of(names, kinds) -> dict[Row, tuple[Entrant, dict]]:
 
 def run(campaign: Campaign, found_targets, args) -> dict:
   """Runs what is missing; results by workload and row."""
-  rows, results = rows_of(args.entrants, args.settings), {}
+  rows, results = rows_of(args.entrants, args.settings, args.frozen), {}
   seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
   for name, target in found_targets.items():
     family = campaign.families[name]
@@ -68,13 +68,11 @@ def run(campaign: Campaign, found_targets, args) -> dict:
 
 def judge(runs: list[dict], where: str, target) -> dict:
   """What the seeds of one row gave on one workload."""
-  limit = BUDGET * target.work
   times, best, ends = [], [], []
   for record in runs:
     clock, losses = curve(record, where)
-    inside = clock <= limit
-    times.append(scoring.time_to(clock[inside], losses[inside], target.loss))
-    best.append(losses[inside].min() / target.loss)
+    times.append(scoring.time_to(clock, losses, target.loss))
+    best.append(losses.min() / target.loss)
     ends.append(losses[-1] > losses[0])
   steps = runs[0]["step"][-1]
   return {

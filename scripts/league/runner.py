@@ -7,6 +7,7 @@ of the parameters. BatchNorm's statistics are averaged with the same weights,
 not estimated anew: that would cost passes that the clock had to count.
 """
 
+import functools
 import time
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from scripts.league.entrant import Entrant
 from scripts.league.workload import Workload
 
 EVALUATIONS = 40
-# What others may use of the work that the references were tuned with.
+# What entrants may use of the work of AdamW's tuned run.
 BUDGET = 1.5
 
 
@@ -97,11 +98,13 @@ class Program:
     carry = jax.eval_shape(self._start, *ground.shapes, setting, steps)
     update = (carry, setting, steps, ground.batch, key)
     self.static_cost = meter.flops_of(self._update, *update) / ground.unit
-    self.advance = (
-      jax.jit(self._advance, donate_argnums=0)
-      .lower(carry, setting, steps, workload.data, jnp.int32(0), key)
-      .compile()
-    )
+    self._arguments = carry, setting, steps, workload.data, jnp.int32(0), key
+
+  @functools.cached_property
+  def advance(self):
+    """Compiled when it is first run: a price can be had without."""
+    program = jax.jit(self._advance, donate_argnums=0)
+    return program.lower(*self._arguments).compile()
 
   def steps_within(self, work: float) -> int:
     """Steps that fit in `work`, where no search takes more."""
@@ -125,13 +128,15 @@ class Program:
     data = self.ground.workload.data
     carry = self.start(*self.ground.init(key), setting, steps)
     record = {"step": [0], "clock": [0.0], "iterate": [], "average": []}
+    record["work"] = work
     self._read(carry, record)
     done, seconds = 0, 0.0
     at_start = time.perf_counter()
+    advance = self.advance
     # An interval is run as long as most of it fits.
     while record["clock"][-1] + self.static_cost * self.interval / 2 < work:
       began = time.perf_counter()
-      carry = self.advance(carry, setting, steps, data, jnp.int32(done), key)
+      carry = advance(carry, setting, steps, data, jnp.int32(done), key)
       jax.block_until_ready(carry)
       seconds += time.perf_counter() - began
       done += self.interval

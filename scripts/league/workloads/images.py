@@ -16,7 +16,7 @@ from scripts.league.workload import Family, Form, Parts, split, supervised
 PATCH = 4
 
 
-def load(data_dir, *, side: int, train: int = 20_000, held: int = 100) -> Parts:
+def load(data_dir, *, side: int, train: int = 20_000, held: int = 64) -> Parts:
   data = data_sets.cifar10_30k(data_dir)
   examples = {
     "image": np.concatenate([data.train.x[:train], data.test.x[: 2 * held]]),
@@ -82,7 +82,7 @@ def build(name: str, module):
 RESNET = Family(
   "resnet",
   "ResNet-8 with BatchNorm, CIFAR-10, 30k subset",
-  Form(8, "relu", 1.0, 16, 600),
+  Form(8, "relu", 1.0, 16, 500),
   lambda data_dir: load(data_dir, side=32),
   build("resnet", ResNet8),
 )

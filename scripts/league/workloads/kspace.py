@@ -1,6 +1,6 @@
 """Reconstruction from a quarter of k-space: a U-Net on MNIST.
 
-Of each image's Fourier transform the four central columns and three random ones
+Of each image's Fourier transform the four central columns and four random ones
 are kept, with noise. The network gets the magnitude of the zero-filled inverse
 and is trained on the absolute error, as the fastMRI baseline is.
 """
@@ -15,7 +15,7 @@ from scripts.common.models import Conv
 from scripts.league.layers import activation, max_pool
 from scripts.league.workload import Family, Form, Parts, split, supervised
 
-SIDE, CENTRAL, RANDOM = 28, 4, 3
+SIDE, CENTRAL, RANDOM = 32, 4, 4
 NOISE = 0.3
 SEED = 102
 
@@ -23,6 +23,7 @@ SEED = 102
 def load(data_dir, *, train: int = 8000, held: int = 64) -> Parts:
   data = data_sets.mnist(data_dir, train=train)
   images = np.concatenate([data.train.x, data.test.x[: 2 * held]])[..., 0]
+  images = np.pad(images, ((0, 0), (2, 2), (2, 2)))
   return split(undersample(images, SEED), train, held)
 
 
@@ -42,7 +43,10 @@ def undersample(images, seed: int):
 
 
 class UNet(nn.Module):
-  """Three levels, of w, 2w and 4w channels: one convolution, then twice two."""
+  """Three levels of two convolutions, of w, 2w and 4w channels.
+
+  The first level has a place for each 2x2 pixels.
+  """
 
   width: int
   activation: str
@@ -52,11 +56,12 @@ class UNet(nn.Module):
     act = activation(self.activation)
 
     def level(x, channels):
-      for _ in range(1 if channels == self.width else 2):
+      for _ in range(2):
         x = act(Conv(channels, 3)(x))
       return nn.GroupNorm(num_groups=4)(x)
 
-    x, w, levels = seen[..., None], self.width, []
+    w, levels = self.width, []
+    x = folded(seen)
     for channels in (w, 2 * w):
       x = level(x, channels)
       levels.append(x)
@@ -66,7 +71,21 @@ class UNet(nn.Module):
       x = x.repeat(2, 1).repeat(2, 2)
       channels = past.shape[-1]
       x = level(jnp.concatenate([nn.Dense(channels)(x), past], -1), channels)
-    return seen + nn.Dense(1)(x)[..., 0]
+    return seen + unfolded(nn.Dense(4)(x))
+
+
+def folded(x):
+  """(images, 2h, 2w) -> (images, h, w, 4)."""
+  images, height, width = x.shape
+  x = x.reshape(images, height // 2, 2, width // 2, 2).swapaxes(2, 3)
+  return x.reshape(images, height // 2, width // 2, 4)
+
+
+def unfolded(x):
+  """The inverse of `folded`."""
+  images, height, width, _ = x.shape
+  x = x.reshape(images, height, width, 2, 2).swapaxes(2, 3)
+  return x.reshape(images, 2 * height, 2 * width)
 
 
 def build(data: Parts, form: Form):
@@ -83,7 +102,7 @@ def build(data: Parts, form: Form):
 FAMILY = Family(
   "unet",
   "U-Net, MNIST from a quarter of k-space",
-  Form(8, "relu", 1.0, 8, 400),
+  Form(8, "relu", 1.0, 8, 500),
   load,
   build,
 )
