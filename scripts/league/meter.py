@@ -71,7 +71,6 @@ def piece_of(jaxpr: Jaxpr, eqns, taken) -> ClosedJaxpr:
     invars=list(taken),
     outvars=[x for eqn in eqns for x in eqn.outvars],
     eqns=list(eqns),
-    debug_info=jaxpr.debug_info.with_unknown_names(),
   )
   return ClosedJaxpr(piece, [])
 

@@ -130,9 +130,8 @@ class Program:
     record = {"step": [0], "clock": [0.0], "iterate": [], "average": []}
     record["work"] = work
     self._read(carry, record)
-    done, seconds = 0, 0.0
+    advance, done, seconds = self.advance, 0, 0.0
     at_start = time.perf_counter()
-    advance = self.advance
     # An interval is run as long as most of it fits.
     while record["clock"][-1] + self.static_cost * self.interval / 2 < work:
       began = time.perf_counter()
