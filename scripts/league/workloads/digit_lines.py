@@ -1,7 +1,7 @@
 """Lines of handwritten digits, read by CTC: a conformer and an LSTM.
 
 Three to six digits of MNIST stand side by side at random distances, seen column
-by column, two at a time, under noise. The label is their sequence without
+by column, four at a time, under noise. The label is their sequence without
 places, which is what speech recognition has.
 """
 
@@ -15,6 +15,7 @@ from scripts.league.layers import Lstm, Mlp, positions
 from scripts.league.workload import Family, Form, Parts, split, supervised
 
 HEIGHT, COLUMNS, MOST = 14, 96, 6
+STRIDE = 4
 NOISE = 0.1
 SEED = 103
 
@@ -31,7 +32,7 @@ def load(data_dir, *, train: int = 8000, held: int = 96) -> Parts:
 
 
 def lines(rng, images, labels, count: int):
-  """`count` lines: frames of two columns, labels from 1 on, 0 behind them."""
+  """`count` lines: frames of four columns, labels from 1 on, 0 behind them."""
   frames = np.zeros((count, HEIGHT, COLUMNS), np.float32)
   digits = np.zeros((count, MOST), np.int32)
   for line in range(count):
@@ -44,7 +45,7 @@ def lines(rng, images, labels, count: int):
       start = gaps[place] + place * HEIGHT
       frames[line, :, start : start + HEIGHT] = image
   frames += NOISE * rng.normal(size=frames.shape)
-  frames = frames.transpose(0, 2, 1).reshape(count, COLUMNS // 2, 2 * HEIGHT)
+  frames = frames.transpose(0, 2, 1).reshape(count, -1, STRIDE * HEIGHT)
   return {"frames": frames.astype(np.float32), "digits": digits}
 
 
@@ -125,14 +126,14 @@ def build(name: str, module):
 CONFORMER = Family(
   "conformer",
   "conformer with CTC, lines of MNIST digits",
-  Form(24, "silu", 1.0, 12, 400),
+  Form(24, "silu", 1.0, 16, 800),
   load,
   build("conformer", Conformer),
 )
 LSTM = Family(
   "lstm_ctc",
   "LSTM with CTC, lines of MNIST digits",
-  Form(48, "relu", 1.0, 16, 600),
+  Form(48, "relu", 1.0, 16, 800),
   load,
   build("lstm_ctc", LstmReader),
 )
