@@ -14,8 +14,8 @@ Optimizers that set their own learning rate (GeN)
   GenRule                 the constants of its rule
   scale_by_gen_paper      the paper's rule to the letter
   skip_implausible        keeps absurd gradients out of moments
-  average_parameters, averaged_parameters
-                          evaluation at an average
+  average_parameters, averaged_parameters, evaluate_at
+                          evaluation at an average, with any optimizer
 
 Preconditioners on Lie groups, fitted online (PSGD)
   psgd_diagonal, psgd_xmat, psgd_butterfly, psgd_lra, psgd_dense, psgd_kron
@@ -58,7 +58,11 @@ import importlib
 
 from gen_optax import amos, elmo, problems, psgd
 from gen_optax.amos.transform import AmosInfo, AmosRouterState, amos_router
-from gen_optax.averaging import average_parameters, averaged_parameters
+from gen_optax.averaging import (
+  average_parameters,
+  averaged_parameters,
+  evaluate_at,
+)
 from gen_optax.elmo.alias import elmo_dense, elmo_lanczos
 from gen_optax.elmo.report import curvature_report
 from gen_optax.elmo.track import track_lipschitz
@@ -127,6 +131,7 @@ __all__ = [
   "elmo",
   "elmo_dense",
   "elmo_lanczos",
+  "evaluate_at",
   "extreme_eigenpairs",
   "gauss_newton_bartlett_diagonal",
   "gen_adam",

@@ -325,6 +325,11 @@ def test_no_average_or_several():
       *(f"{count} parameter averages", "average_parameters()"),
       error=KeyError,
     )
+  refused(
+    lambda: gen_optax.evaluate_at(state, PARAMS),
+    *("2 parameter averages", "last, once"),
+    error=KeyError,
+  )
 
 
 # --- the arguments of `update` ------------------------------------------------

@@ -4,6 +4,7 @@ from typing import Any
 
 import optax
 
+from gen_optax.averaging import average_parameters
 from gen_optax.gen.transform import scale_by_gen
 from gen_optax.guards.skip import skip_implausible
 from gen_optax.helpers.checks import take_optimizer
@@ -12,6 +13,8 @@ from gen_optax.helpers.checks import take_optimizer
 def generalized_newton(
   optimizer: optax.GradientTransformation,
   learning_rate: float = 1e-3,
+  *,
+  average: bool = False,
   **gen_options: Any,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Turns an optimizer into one that sets its own learning rate (GeN).
@@ -30,6 +33,8 @@ def generalized_newton(
       schedule: `optax.adam(1.0)`.
     learning_rate: where the search for the first rate starts, positive.
       Irrelevant over 1e-6 to 1.
+    average: whether to keep the average of `average_parameters`, to evaluate at
+      (`evaluate_at`). Nothing that changes the updates may follow then.
     **gen_options: the options of `scale_by_gen`.
 
   Returns:
@@ -40,7 +45,8 @@ def generalized_newton(
     ValueError: on a wrong option, on a missing `value_fn` or `params`, and in
       `init` on an optimizer with a schedule.
 
-  Cost: that of `scale_by_gen`: one forward pass a step.
+  Cost: that of `scale_by_gen`: one forward pass a step. `average` takes one
+  more buffer of the parameters' size.
 
   Example:
 
@@ -82,13 +88,19 @@ def generalized_newton(
     grad = updates if grad is None else grad
     return chained.update(updates, state, params, grad=grad, **extra_args)
 
-  return skip_implausible(
+  guarded = skip_implausible(
     optax.GradientTransformationExtraArgs(init_fn, update_fn)
   )
+  # Outside the guard: the parameters stay where a step is withheld, which
+  # counts, and what makes the optimizer start anew does not reach the average.
+  return optax.chain(guarded, average_parameters()) if average else guarded
 
 
 def gen_sgd(
-  learning_rate: float = 1e-3, **gen_options: Any
+  learning_rate: float = 1e-3,
+  *,
+  average: bool = False,
+  **gen_options: Any,
 ) -> optax.GradientTransformationExtraArgs:
   """Gradient descent with GeN's rate: `generalized_newton(optax.sgd(1.0))`.
 
@@ -97,6 +109,7 @@ def gen_sgd(
 
   Args:
     learning_rate: where the search for the first rate starts, positive.
+    average: as in `generalized_newton`.
     **gen_options: the options of `scale_by_gen`.
 
   Returns:
@@ -113,7 +126,9 @@ def gen_sgd(
   References:
     Bu and Xu, Gradient descent with generalized Newton's method, 2024.
   """
-  return generalized_newton(optax.sgd(1.0), learning_rate, **gen_options)
+  return generalized_newton(
+    optax.sgd(1.0), learning_rate, average=average, **gen_options
+  )
 
 
 def gen_momentum(
@@ -121,6 +136,7 @@ def gen_momentum(
   *,
   momentum: float = 0.9,
   nesterov: bool = False,
+  average: bool = False,
   **gen_options: Any,
 ) -> optax.GradientTransformationExtraArgs:
   """Heavy-ball momentum with GeN's rate.
@@ -129,6 +145,7 @@ def gen_momentum(
     learning_rate: where the search for the first rate starts, positive.
     momentum: decay of the momentum, in [0, 1).
     nesterov: whether to use Nesterov's form.
+    average: as in `generalized_newton`.
     **gen_options: the options of `scale_by_gen`.
 
   Returns:
@@ -147,7 +164,7 @@ def gen_momentum(
     Some methods of speeding up the convergence of iteration methods, 1964.
   """
   base = optax.sgd(1.0, momentum=momentum, nesterov=nesterov)
-  return generalized_newton(base, learning_rate, **gen_options)
+  return generalized_newton(base, learning_rate, average=average, **gen_options)
 
 
 def gen_adam(
@@ -156,6 +173,7 @@ def gen_adam(
   b1: float = 0.9,
   b2: float = 0.999,
   eps: float = 1e-8,
+  average: bool = False,
   **gen_options: Any,
 ) -> optax.GradientTransformationExtraArgs:
   """Adam with GeN's rate.
@@ -163,6 +181,7 @@ def gen_adam(
   Args:
     learning_rate: where the search for the first rate starts, positive.
     b1, b2, eps: as in `optax.adam`.
+    average: as in `generalized_newton`.
     **gen_options: the options of `scale_by_gen`.
 
   Returns:
@@ -181,7 +200,7 @@ def gen_adam(
     and Ba, Adam, 2015.
   """
   base = optax.adam(1.0, b1=b1, b2=b2, eps=eps)
-  return generalized_newton(base, learning_rate, **gen_options)
+  return generalized_newton(base, learning_rate, average=average, **gen_options)
 
 
 def gen_adamw(
@@ -192,6 +211,7 @@ def gen_adamw(
   eps: float = 1e-8,
   weight_decay: float = 1e-4,
   mask: Any = None,
+  average: bool = False,
   **gen_options: Any,
 ) -> optax.GradientTransformationExtraArgs:
   """AdamW with GeN's rate; the decay is part of the line that GeN sees.
@@ -200,6 +220,7 @@ def gen_adamw(
     learning_rate: where the search for the first rate starts, positive.
     b1, b2, eps: as in `optax.adam`.
     weight_decay, mask: as in `optax.adamw`; a multiple of the learning rate.
+    average: as in `generalized_newton`.
     **gen_options: the options of `scale_by_gen`.
 
   Returns:
@@ -220,7 +241,7 @@ def gen_adamw(
   base = optax.adamw(
     1.0, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask
   )
-  return generalized_newton(base, learning_rate, **gen_options)
+  return generalized_newton(base, learning_rate, average=average, **gen_options)
 
 
 def gen_lion(
@@ -230,6 +251,7 @@ def gen_lion(
   b2: float = 0.99,
   weight_decay: float = 1e-3,
   mask: Any = None,
+  average: bool = False,
   **gen_options: Any,
 ) -> optax.GradientTransformationExtraArgs:
   """Lion with GeN's rate.
@@ -240,6 +262,7 @@ def gen_lion(
   Args:
     learning_rate: where the search for the first rate starts, positive.
     b1, b2, weight_decay, mask: as in `optax.lion`.
+    average: as in `generalized_newton`.
     **gen_options: the options of `scale_by_gen`; `smoothing` is `b2` unless
       given, whatever `rule` says.
 
@@ -260,4 +283,4 @@ def gen_lion(
   """
   base = optax.lion(1.0, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask)
   options = {"smoothing": b2} | gen_options
-  return generalized_newton(base, learning_rate, **options)
+  return generalized_newton(base, learning_rate, average=average, **options)
