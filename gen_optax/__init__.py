@@ -8,7 +8,7 @@ parameters alone, as optax's line searches do:
 `make_step` builds it from a loss function.
 
 Optimizers that set their own learning rate (GeN)
-  gen_sgd, gen_momentum, gen_adam, gen_adamw, gen_lion
+  gen_sgd, gen_momentum, gen_adam, gen_adamw, gen_nadamw, gen_lion, gen_muon
   generalized_newton      any optimizer, without a rate
   scale_by_gen            the stage after a complete optimizer
   GenRule                 the constants of its rule
@@ -72,6 +72,8 @@ from gen_optax.gen.alias import (
   gen_adamw,
   gen_lion,
   gen_momentum,
+  gen_muon,
+  gen_nadamw,
   gen_sgd,
   generalized_newton,
 )
@@ -138,6 +140,8 @@ __all__ = [
   "gen_adamw",
   "gen_lion",
   "gen_momentum",
+  "gen_muon",
+  "gen_nadamw",
   "gen_sgd",
   "generalized_newton",
   "hutchinson_diagonal",

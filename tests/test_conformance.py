@@ -18,7 +18,7 @@ common = pytest.importorskip("optax.contrib._common_test")
 
 GEN = {
   f"gen_{name}": getattr(gen_optax, f"gen_{name}")
-  for name in ("sgd", "momentum", "adam", "adamw", "lion")
+  for name in ("sgd", "momentum", "adam", "adamw", "nadamw", "lion", "muon")
 }
 
 

@@ -24,7 +24,7 @@ TRANSFORMS = {
   "average_parameters": after(gen_optax.average_parameters()),
   **{
     f"gen_{name}": getattr(gen_optax, f"gen_{name}")()
-    for name in ("sgd", "momentum", "adam", "adamw", "lion")
+    for name in ("sgd", "momentum", "adam", "adamw", "nadamw", "lion", "muon")
   },
   **{
     f"psgd_{name}": getattr(gen_optax, f"psgd_{name}")()

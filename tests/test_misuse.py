@@ -148,7 +148,8 @@ STAGES = {
 DOORS = {
   name: getattr(gen_optax, name)
   for name in (
-    *("gen_sgd", "gen_momentum", "gen_adam", "gen_adamw", "gen_lion"),
+    *("gen_sgd", "gen_momentum", "gen_adam", "gen_adamw", "gen_nadamw"),
+    *("gen_lion", "gen_muon"),
     *("psgd_diagonal", "psgd_xmat", "psgd_butterfly", "psgd_lra"),
     *("psgd_dense", "psgd_kron", "elmo_dense", "elmo_lanczos"),
   )
