@@ -361,9 +361,8 @@ def gen_muon(
       Muon moves the leaves of two axes (a table of embeddings too), and Adam
       all others (a convolution's kernels too).
     consistent_rms: root mean square of a matrix's update at rate 1, about that
-      of Adam's. None: sqrt(max(1, columns / rows)) times the orthogonalised
-      momentum. Of the two 0.2 was better on five of eight small tasks and worse
-      on two, one seed each: a start, not the end of a search.
+      of Adam's (Liu et al.). None: sqrt(max(1, columns / rows)) times the
+      orthogonalised momentum.
     average: as in `generalized_newton`.
     **gen_options: the options of `scale_by_gen`.
 
