@@ -8,14 +8,14 @@ parameters alone, as optax's line searches do:
 `make_step` builds it from a loss function.
 
 Optimizers that set their own learning rate (GeN)
-  gen_sgd, gen_momentum, gen_adam, gen_adamw, gen_lion
+  gen_sgd, gen_momentum, gen_adam, gen_adamw, gen_nadamw, gen_lion, gen_muon
   generalized_newton      any optimizer, without a rate
   scale_by_gen            the stage after a complete optimizer
   GenRule                 the constants of its rule
   scale_by_gen_paper      the paper's rule to the letter
   skip_implausible        keeps absurd gradients out of moments
-  average_parameters, averaged_parameters
-                          evaluation at an average
+  average_parameters, averaged_parameters, evaluate_at
+                          evaluation at an average, with any optimizer
 
 Preconditioners on Lie groups, fitted online (PSGD)
   psgd_diagonal, psgd_xmat, psgd_butterfly, psgd_lra, psgd_dense, psgd_kron
@@ -58,7 +58,11 @@ import importlib
 
 from gen_optax import amos, elmo, problems, psgd
 from gen_optax.amos.transform import AmosInfo, AmosRouterState, amos_router
-from gen_optax.averaging import average_parameters, averaged_parameters
+from gen_optax.averaging import (
+  average_parameters,
+  averaged_parameters,
+  evaluate_at,
+)
 from gen_optax.elmo.alias import elmo_dense, elmo_lanczos
 from gen_optax.elmo.report import curvature_report
 from gen_optax.elmo.track import track_lipschitz
@@ -68,6 +72,8 @@ from gen_optax.gen.alias import (
   gen_adamw,
   gen_lion,
   gen_momentum,
+  gen_muon,
+  gen_nadamw,
   gen_sgd,
   generalized_newton,
 )
@@ -127,12 +133,15 @@ __all__ = [
   "elmo",
   "elmo_dense",
   "elmo_lanczos",
+  "evaluate_at",
   "extreme_eigenpairs",
   "gauss_newton_bartlett_diagonal",
   "gen_adam",
   "gen_adamw",
   "gen_lion",
   "gen_momentum",
+  "gen_muon",
+  "gen_nadamw",
   "gen_sgd",
   "generalized_newton",
   "hutchinson_diagonal",

@@ -30,13 +30,15 @@ def average_parameters() -> optax.GradientTransformationExtraArgs:
 
   so that step k weighs like k^8: the window is about the last tenth of the run,
   whenever it stops. Evaluating at the average replaces a decaying learning rate
-  without knowing the number of steps. It helps a tuned constant rate as much as
-  GeN. Training itself is unchanged. This must be the last stage of the chain,
-  since it reads the updates as they are applied.
+  without knowing the number of steps. It is for every optimizer: it helps Adam
+  at a tuned constant rate, or Prodigy, as much as GeN. Training itself is
+  unchanged. This must be the last stage of the chain, since it reads the
+  updates as they are applied. GeN's ready-made chains append it:
+  `average=True`.
 
   Returns:
-    A transformation that leaves the updates alone; read the average with
-    `averaged_parameters(state)`. It takes no forward pass and one buffer of the
+    A transformation that leaves the updates alone; `evaluate_at(state, params)`
+    reads the average. It takes no forward pass and one buffer of the
     parameters' size, at least float32, sharded as they are; on a mesh it sends
     nothing.
 
@@ -45,12 +47,20 @@ def average_parameters() -> optax.GradientTransformationExtraArgs:
 
   Example:
 
-    >>> import jax.numpy as jnp, optax, gen_optax
-    >>> tx = optax.chain(optax.sgd(0.5), gen_optax.average_parameters())
-    >>> w = jnp.ones(2)
-    >>> _, state = tx.update(w, tx.init(w), w)
-    >>> print(gen_optax.averaged_parameters(state))
-    [0.5 0.5]
+    >>> import jax, jax.numpy as jnp, optax, gen_optax
+    >>> loss = lambda w, noise=0.0: jnp.sum((w - 3.0 - noise) ** 2)
+    >>> tx = optax.chain(
+    ...   optax.contrib.prodigy(), gen_optax.average_parameters())
+    >>> w = jnp.zeros(2)
+    >>> state = tx.init(w)
+    >>> @jax.jit
+    ... def step(w, state, noise):
+    ...   updates, state = tx.update(jax.grad(loss)(w, noise), state, w)
+    ...   return optax.apply_updates(w, updates), state
+    >>> for noise in jax.random.normal(jax.random.key(0), (200, 2)):
+    ...   w, state = step(w, state, noise)
+    >>> bool(loss(gen_optax.evaluate_at(state, w)) < loss(w))
+    True
 
   References:
     Shamir and Zhang, Stochastic gradient descent for non-smooth optimization,
@@ -81,8 +91,77 @@ def average_parameters() -> optax.GradientTransformationExtraArgs:
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
+def evaluate_at(state: optax.OptState, params: optax.Params) -> optax.Params:
+  """The parameters to evaluate at: the average, where the state keeps one.
+
+  In this order, wherever in a chain or a wrapper it stands:
+
+  * the average of `average_parameters`,
+  * the point of optax's schedule-free optimizers,
+  * `params` where the state holds neither.
+
+  So an evaluation need not know the optimizer. Training goes on from `params`.
+
+  Running statistics (BatchNorm's) belong to the iterates that gathered them,
+  not to the average. Estimate them anew: send training batches through the
+  network in training mode at the average, keep nothing but the new statistics,
+  and evaluate with those; at a momentum of 0.99 that takes some hundreds.
+
+  Args:
+    state: the optimizer's state.
+    params: the parameters that it moves.
+
+  Returns:
+    A tree like `params`, dtypes included. Leaves that `optax.masked` or
+    `optax.partition` keep from the average are those of `params`. Arrays may be
+    the state's own: a step that donates the state deletes them.
+
+  Raises:
+    KeyError: the state holds several averages.
+
+  Example:
+
+    >>> import jax.numpy as jnp, optax, gen_optax
+    >>> w = jnp.ones(2)
+    >>> for tx in gen_optax.gen_adam(average=True), optax.adam(0.1):
+    ...   print(gen_optax.evaluate_at(tx.init(w), w))
+    [1. 1.]
+    [1. 1.]
+
+  References:
+    Defazio et al., The road less scheduled, 2024: the schedule-free point.
+  """
+  if _all(state, "AverageParametersState"):
+    return _fill(averaged_parameters(state), params)
+  point = params
+  # A partition may hold several, of one part each.
+  for free in _all(state, "ScheduleFreeState"):
+    part = jax.tree.map(
+      lambda z, p: z if _is_masked(z) else p, free.z, params, is_leaf=_is_masked
+    )
+    part = optax.contrib.schedule_free_eval_params(free, part)
+    point = _fill(part, point)
+  return point
+
+
+def _all(state, name) -> list:
+  """The states of that name within `state`."""
+  found = optax.tree.get_all_with_path(state, name)
+  return [part for _, part in found]
+
+
+def _is_masked(node) -> bool:
+  return isinstance(node, optax.MaskedNode)
+
+
+def _fill(part, params):
+  """`part` in the dtypes of `params`, which stand where it is masked."""
+  pick = lambda x, p: p if _is_masked(x) else x.astype(p.dtype)
+  return jax.tree.map(pick, part, params, is_leaf=_is_masked)
+
+
 def averaged_parameters(state: optax.OptState) -> optax.Params:
-  """The average that `average_parameters` keeps, from any optimizer state.
+  """The average itself: in full precision, or an error where there is none.
 
   Args:
     state: the state of a transformation that holds one `average_parameters`.
@@ -100,10 +179,10 @@ def averaged_parameters(state: optax.OptState) -> optax.Params:
     >>> print(gen_optax.averaged_parameters(state)["w"])
     [1. 1.]
   """
-  found = optax.tree.get_all_with_path(state, "AverageParametersState")
+  found = _all(state, "AverageParametersState")
   if len(found) != 1:
     raise KeyError(
       f"The state holds {len(found)} parameter averages: chain "
       "average_parameters() last, once."
     )
-  return found[0][1].average
+  return found[0].average

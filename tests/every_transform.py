@@ -92,6 +92,7 @@ TRANSFORMS = {
     "gen_adamw", estimator="fit", fresh_slope=False, horizon=20
   ),
   "gen_lion, hvp": _gen("gen_lion", estimator="hvp"),
+  "gen_muon, average": _gen("gen_muon", average=True),
   "gen_adam, injected": _injected,
   "scale_by_gen_paper": _paper,
   "psgd_diagonal": _psgd("diagonal", probability=0.5),

@@ -17,9 +17,16 @@ import gen_optax
 common = pytest.importorskip("optax.contrib._common_test")
 
 GEN = {
-  name: getattr(gen_optax, name)
-  for name in ("gen_sgd", "gen_momentum", "gen_adam", "gen_adamw", "gen_lion")
+  f"gen_{name}": getattr(gen_optax, f"gen_{name}")
+  for name in ("sgd", "momentum", "adam", "adamw", "nadamw", "lion", "muon")
 }
+
+
+def averaged(learning_rate=1e-3):
+  return gen_optax.gen_adamw(learning_rate, average=True)
+
+
+GEN["gen_adamw, average"] = averaged
 PSGD = {
   f"psgd_{name}": getattr(gen_optax, f"psgd_{name}")
   for name in ("diagonal", "xmat", "butterfly", "lra", "dense", "kron")
@@ -110,8 +117,10 @@ def test_the_suite_holds_the_checks_that_we_run():
   assert set(RAW) == set(AXES)
 
 
-# PSGD and AMOS read neither value nor gradient, ELMO does not need the value.
-WAYS = [(name, False) for name in READY_MADE] + [(name, True) for name in GEN]
+# PSGD, AMOS and the average read neither value nor gradient, ELMO does not need
+# the value.
+WAYS = [(name, False) for name in READY_MADE]
+WAYS += [(name, True) for name in GEN if name != "gen_adamw, average"]
 
 
 @pytest.mark.parametrize("check", AXES)

@@ -23,8 +23,8 @@ TRANSFORMS = {
   "skip_implausible": gen_optax.skip_implausible(optax.adam(1e-3)),
   "average_parameters": after(gen_optax.average_parameters()),
   **{
-    name: getattr(gen_optax, name)()
-    for name in ("gen_sgd", "gen_momentum", "gen_adam", "gen_adamw", "gen_lion")
+    f"gen_{name}": getattr(gen_optax, f"gen_{name}")()
+    for name in ("sgd", "momentum", "adam", "adamw", "nadamw", "lion", "muon")
   },
   **{
     f"psgd_{name}": getattr(gen_optax, f"psgd_{name}")()

@@ -148,7 +148,8 @@ STAGES = {
 DOORS = {
   name: getattr(gen_optax, name)
   for name in (
-    *("gen_sgd", "gen_momentum", "gen_adam", "gen_adamw", "gen_lion"),
+    *("gen_sgd", "gen_momentum", "gen_adam", "gen_adamw", "gen_nadamw"),
+    *("gen_lion", "gen_muon"),
     *("psgd_diagonal", "psgd_xmat", "psgd_butterfly", "psgd_lra"),
     *("psgd_dense", "psgd_kron", "elmo_dense", "elmo_lanczos"),
   )
@@ -325,6 +326,11 @@ def test_no_average_or_several():
       *(f"{count} parameter averages", "average_parameters()"),
       error=KeyError,
     )
+  refused(
+    lambda: gen_optax.evaluate_at(state, PARAMS),
+    *("2 parameter averages", "last, once"),
+    error=KeyError,
+  )
 
 
 # --- the arguments of `update` ------------------------------------------------

@@ -1,9 +1,13 @@
-"""GeN's chains that people type: optimizers without a rate to tune."""
+"""GeN's chains that people type: optimizers without a rate to tune.
+
+All in one file, because each is one call, and people compare them.
+"""
 
 from typing import Any
 
 import optax
 
+from gen_optax.averaging import average_parameters
 from gen_optax.gen.transform import scale_by_gen
 from gen_optax.guards.skip import skip_implausible
 from gen_optax.helpers.checks import take_optimizer
@@ -12,6 +16,8 @@ from gen_optax.helpers.checks import take_optimizer
 def generalized_newton(
   optimizer: optax.GradientTransformation,
   learning_rate: float = 1e-3,
+  *,
+  average: bool = False,
   **gen_options: Any,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Turns an optimizer into one that sets its own learning rate (GeN).
@@ -30,6 +36,8 @@ def generalized_newton(
       schedule: `optax.adam(1.0)`.
     learning_rate: where the search for the first rate starts, positive.
       Irrelevant over 1e-6 to 1.
+    average: whether to keep the average of `average_parameters`, to evaluate at
+      (`evaluate_at`). Nothing that changes the updates may follow then.
     **gen_options: the options of `scale_by_gen`.
 
   Returns:
@@ -40,7 +48,8 @@ def generalized_newton(
     ValueError: on a wrong option, on a missing `value_fn` or `params`, and in
       `init` on an optimizer with a schedule.
 
-  Cost: that of `scale_by_gen`: one forward pass a step.
+  Cost: that of `scale_by_gen`: one forward pass a step. `average` takes one
+  more buffer of the parameters' size.
 
   Example:
 
@@ -82,13 +91,19 @@ def generalized_newton(
     grad = updates if grad is None else grad
     return chained.update(updates, state, params, grad=grad, **extra_args)
 
-  return skip_implausible(
+  guarded = skip_implausible(
     optax.GradientTransformationExtraArgs(init_fn, update_fn)
   )
+  # Outside the guard: the parameters stay where a step is withheld, which
+  # counts, and what makes the optimizer start anew does not reach the average.
+  return optax.chain(guarded, average_parameters()) if average else guarded
 
 
 def gen_sgd(
-  learning_rate: float = 1e-3, **gen_options: Any
+  learning_rate: float = 1e-3,
+  *,
+  average: bool = False,
+  **gen_options: Any,
 ) -> optax.GradientTransformationExtraArgs:
   """Gradient descent with GeN's rate: `generalized_newton(optax.sgd(1.0))`.
 
@@ -97,6 +112,7 @@ def gen_sgd(
 
   Args:
     learning_rate: where the search for the first rate starts, positive.
+    average: as in `generalized_newton`.
     **gen_options: the options of `scale_by_gen`.
 
   Returns:
@@ -113,7 +129,9 @@ def gen_sgd(
   References:
     Bu and Xu, Gradient descent with generalized Newton's method, 2024.
   """
-  return generalized_newton(optax.sgd(1.0), learning_rate, **gen_options)
+  return generalized_newton(
+    optax.sgd(1.0), learning_rate, average=average, **gen_options
+  )
 
 
 def gen_momentum(
@@ -121,6 +139,7 @@ def gen_momentum(
   *,
   momentum: float = 0.9,
   nesterov: bool = False,
+  average: bool = False,
   **gen_options: Any,
 ) -> optax.GradientTransformationExtraArgs:
   """Heavy-ball momentum with GeN's rate.
@@ -129,6 +148,7 @@ def gen_momentum(
     learning_rate: where the search for the first rate starts, positive.
     momentum: decay of the momentum, in [0, 1).
     nesterov: whether to use Nesterov's form.
+    average: as in `generalized_newton`.
     **gen_options: the options of `scale_by_gen`.
 
   Returns:
@@ -147,7 +167,7 @@ def gen_momentum(
     Some methods of speeding up the convergence of iteration methods, 1964.
   """
   base = optax.sgd(1.0, momentum=momentum, nesterov=nesterov)
-  return generalized_newton(base, learning_rate, **gen_options)
+  return generalized_newton(base, learning_rate, average=average, **gen_options)
 
 
 def gen_adam(
@@ -156,6 +176,7 @@ def gen_adam(
   b1: float = 0.9,
   b2: float = 0.999,
   eps: float = 1e-8,
+  average: bool = False,
   **gen_options: Any,
 ) -> optax.GradientTransformationExtraArgs:
   """Adam with GeN's rate.
@@ -163,6 +184,7 @@ def gen_adam(
   Args:
     learning_rate: where the search for the first rate starts, positive.
     b1, b2, eps: as in `optax.adam`.
+    average: as in `generalized_newton`.
     **gen_options: the options of `scale_by_gen`.
 
   Returns:
@@ -181,7 +203,7 @@ def gen_adam(
     and Ba, Adam, 2015.
   """
   base = optax.adam(1.0, b1=b1, b2=b2, eps=eps)
-  return generalized_newton(base, learning_rate, **gen_options)
+  return generalized_newton(base, learning_rate, average=average, **gen_options)
 
 
 def gen_adamw(
@@ -192,6 +214,7 @@ def gen_adamw(
   eps: float = 1e-8,
   weight_decay: float = 1e-4,
   mask: Any = None,
+  average: bool = False,
   **gen_options: Any,
 ) -> optax.GradientTransformationExtraArgs:
   """AdamW with GeN's rate; the decay is part of the line that GeN sees.
@@ -200,6 +223,7 @@ def gen_adamw(
     learning_rate: where the search for the first rate starts, positive.
     b1, b2, eps: as in `optax.adam`.
     weight_decay, mask: as in `optax.adamw`; a multiple of the learning rate.
+    average: as in `generalized_newton`.
     **gen_options: the options of `scale_by_gen`.
 
   Returns:
@@ -220,7 +244,48 @@ def gen_adamw(
   base = optax.adamw(
     1.0, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask
   )
-  return generalized_newton(base, learning_rate, **gen_options)
+  return generalized_newton(base, learning_rate, average=average, **gen_options)
+
+
+def gen_nadamw(
+  learning_rate: float = 1e-3,
+  *,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  eps: float = 1e-8,
+  weight_decay: float = 1e-4,
+  mask: Any = None,
+  average: bool = False,
+  **gen_options: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """AdamW with Nesterov's momentum and GeN's rate.
+
+  Args:
+    learning_rate: where the search for the first rate starts, positive.
+    b1, b2, eps: as in `optax.nadamw`.
+    weight_decay, mask: as in `gen_adamw`.
+    average: as in `generalized_newton`.
+    **gen_options: the options of `scale_by_gen`.
+
+  Returns:
+    As `generalized_newton`, at the same cost.
+
+  Raises:
+    ValueError: on a wrong option, and on a missing `value_fn` or `params`.
+
+  Example:
+
+    >>> import jax.numpy as jnp, gen_optax
+    >>> state = gen_optax.gen_nadamw().init(jnp.zeros(2))
+
+  References:
+    Bu and Xu, Gradient descent with generalized Newton's method, 2024; Dozat,
+    Incorporating Nesterov momentum into Adam, 2016.
+  """
+  base = optax.nadamw(
+    1.0, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask
+  )
+  return generalized_newton(base, learning_rate, average=average, **gen_options)
 
 
 def gen_lion(
@@ -230,6 +295,7 @@ def gen_lion(
   b2: float = 0.99,
   weight_decay: float = 1e-3,
   mask: Any = None,
+  average: bool = False,
   **gen_options: Any,
 ) -> optax.GradientTransformationExtraArgs:
   """Lion with GeN's rate.
@@ -240,6 +306,7 @@ def gen_lion(
   Args:
     learning_rate: where the search for the first rate starts, positive.
     b1, b2, weight_decay, mask: as in `optax.lion`.
+    average: as in `generalized_newton`.
     **gen_options: the options of `scale_by_gen`; `smoothing` is `b2` unless
       given, whatever `rule` says.
 
@@ -260,4 +327,76 @@ def gen_lion(
   """
   base = optax.lion(1.0, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask)
   options = {"smoothing": b2} | gen_options
-  return generalized_newton(base, learning_rate, **options)
+  return generalized_newton(base, learning_rate, average=average, **options)
+
+
+def gen_muon(
+  learning_rate: float = 1e-3,
+  *,
+  beta: float = 0.95,
+  ns_steps: int = 5,
+  weight_decay: float = 0.0,
+  adam_b1: float = 0.9,
+  adam_b2: float = 0.999,
+  nesterov: bool = True,
+  muon_weight_dimension_numbers: Any = None,
+  consistent_rms: float | None = 0.2,
+  average: bool = False,
+  **gen_options: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """Muon for matrices and Adam for the rest, with one rate that GeN sets.
+
+  A matrix moves along its orthogonalised momentum, whose size says nothing of
+  how far to go beside the rest: `consistent_rms` does. Muon's other options:
+  `generalized_newton(optax.contrib.muon(1.0, ...))`.
+
+  Args:
+    learning_rate: where the search for the first rate starts, positive.
+    beta, ns_steps, nesterov: as in `optax.contrib.muon`. Under
+      `optax.inject_hyperparams` name `ns_steps` in `static_args`.
+    weight_decay: of what Muon moves; a multiple of the learning rate.
+    adam_b1, adam_b2: as `b1` and `b2` in `optax.adam`, for the rest.
+    muon_weight_dimension_numbers: as in `optax.contrib.muon`: which axes of a
+      leaf are a matrix's rows and columns, None where Adam moves it. By default
+      Muon moves the leaves of two axes (a table of embeddings too), and Adam
+      all others (a convolution's kernels too).
+    consistent_rms: root mean square of a matrix's update at rate 1, about that
+      of Adam's (Liu et al.). None: sqrt(max(1, columns / rows)) times the
+      orthogonalised momentum.
+    average: as in `generalized_newton`.
+    **gen_options: the options of `scale_by_gen`.
+
+  Returns:
+    As `generalized_newton`, at the same cost and that of Muon: `3 * ns_steps`
+    products for each matrix. On an Auto mesh they send what is sharded of it;
+    on an Explicit one optax takes matrices that are replicated.
+
+  Raises:
+    ValueError: on a wrong option, and on a missing `value_fn` or `params`.
+
+  Example:
+
+    >>> import jax.numpy as jnp, optax, gen_optax
+    >>> params = {"kernel": jnp.ones((3, 3, 4, 8)), "bias": jnp.zeros(8)}
+    >>> matrix = optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
+    >>> tx = gen_optax.gen_muon(
+    ...   muon_weight_dimension_numbers={"kernel": matrix, "bias": None})
+    >>> state = tx.init(params)
+
+  References:
+    Bu and Xu, Gradient descent with generalized Newton's method, 2024; Jordan
+    et al., Muon: an optimizer for hidden layers in neural networks, 2024; Liu
+    et al., Muon is scalable for LLM training, 2025: `consistent_rms`.
+  """
+  base = optax.contrib.muon(
+    1.0,
+    beta=beta,
+    ns_steps=ns_steps,
+    weight_decay=weight_decay,
+    adam_b1=adam_b1,
+    adam_b2=adam_b2,
+    nesterov=nesterov,
+    muon_weight_dimension_numbers=muon_weight_dimension_numbers,
+    consistent_rms=consistent_rms,
+  )
+  return generalized_newton(base, learning_rate, average=average, **gen_options)
