@@ -89,12 +89,21 @@ def test_loops_count_as_often_as_they_turn():
   def maybe(flag, x):
     return jax.lax.cond(flag, lambda x: x @ w @ w, lambda x: x, x)
 
+  def again_and_again(x):
+    """Twice, with what is fixed, carried, scanned over and stacked."""
+    step = lambda x, n: (until(n, x), n)
+    return jax.lax.scan(step, x, jnp.array([1, 3]))
+
   counted = jax.jit(meter.metered(until))
   assert meter.flops_of(thrice, w) == pytest.approx(3 * product, rel=1e-3)
   for turns in (0, 1, 5):
     out, flops = counted(turns, w)
     assert flops == pytest.approx(turns * product, abs=20)
     np.testing.assert_array_equal(out, w)
+  (out, stacked), flops = jax.jit(meter.metered(again_and_again))(w)
+  assert flops == pytest.approx(4 * product, abs=40)
+  np.testing.assert_array_equal(out, w)
+  np.testing.assert_array_equal(stacked, [1, 3])
   branch = jax.jit(meter.metered(maybe))
   assert branch(True, w)[1] == pytest.approx(2 * product, abs=20)
   assert branch(False, w)[1] < 20

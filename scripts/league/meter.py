@@ -134,7 +134,12 @@ def run_call(eqn, inputs):
 
 def run_scan(eqn, inputs):
   params = eqn.params
-  body, fixed, kept = params["jaxpr"], params["num_consts"], params["num_carry"]
+  body = params["jaxpr"]
+  # Told by shapes: what is scanned over and stacked has one axis more outside.
+  # The names of their numbers differ between versions of jax.
+  same = lambda outer, inner: outer.aval.ndim == inner.aval.ndim
+  kept = sum(map(same, eqn.outvars, body.jaxpr.outvars))
+  fixed = sum(map(same, eqn.invars, body.jaxpr.invars)) - kept
   consts = inputs[:fixed]
 
   def step(carry, xs):

@@ -1,7 +1,6 @@
 """Entrants of the package: optimizers that GeN gives a rate."""
 
 import optax
-from optax import contrib
 
 import gen_optax
 from scripts.league.entrant import Entrant
@@ -34,15 +33,9 @@ def gen_momentum(every: int):
 
 
 def gen_muon(every: int):
-  """The package's own where it has one, otherwise built by hand."""
-
   def make(s, steps):
     del steps
-    own = getattr(gen_optax, "gen_muon", None)
-    if own is not None:
-      return own(weight_decay=s["decay"], every=every)
-    base = contrib.muon(1.0, consistent_rms=0.2, weight_decay=s["decay"])
-    return gen_optax.generalized_newton(base, every=every)
+    return gen_optax.gen_muon(weight_decay=s["decay"], every=every)
 
   return make
 
