@@ -9,9 +9,16 @@ import numpy as np
 import optax
 
 from scripts.common import data_sets
-from scripts.common.models import Conv
-from scripts.league.layers import Block, activation, max_pool, positions
-from scripts.league.workload import Family, Form, Parts, split, supervised
+from scripts.common.models import Conv, max_pool
+from scripts.league.layers import Block, positions
+from scripts.league.workload import (
+  ACTIVATIONS,
+  Family,
+  Form,
+  Parts,
+  split,
+  supervised,
+)
 
 PATCH = 4
 
@@ -34,7 +41,7 @@ class ResNet8(nn.Module):
 
   @nn.compact
   def __call__(self, x, train):
-    act = activation(self.activation)
+    act = ACTIVATIONS[self.activation]
     norm = lambda: nn.BatchNorm(not train, momentum=0.9)
     x = max_pool(act(norm()(Conv(self.width, 3)(x))))
     for stage in range(3):

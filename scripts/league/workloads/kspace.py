@@ -11,9 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from scripts.common import data_sets
-from scripts.common.models import Conv
-from scripts.league.layers import activation, max_pool
-from scripts.league.workload import Family, Form, Parts, split, supervised
+from scripts.common.models import Conv, max_pool
+from scripts.league.workload import (
+  ACTIVATIONS,
+  Family,
+  Form,
+  Parts,
+  split,
+  supervised,
+)
 
 SIDE, CENTRAL, RANDOM = 32, 4, 4
 NOISE = 0.3
@@ -53,7 +59,7 @@ class UNet(nn.Module):
 
   @nn.compact
   def __call__(self, seen, train):
-    act = activation(self.activation)
+    act = ACTIVATIONS[self.activation]
 
     def level(x, channels):
       for _ in range(2):
