@@ -20,7 +20,10 @@ LENGTH, HIDDEN = 24, 64
 
 
 def characters(data_dir: Path | None) -> Parts:
-  codes = text.codes_of(data_dir)
+  return parts_of(text.codes_of(data_dir))
+
+
+def parts_of(codes) -> Parts:
   border = int(0.95 * len(codes))
   last = len(codes) - LENGTH - 1
   starts = np.random.default_rng(3).integers(border, last, 128)
