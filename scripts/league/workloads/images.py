@@ -16,8 +16,8 @@ from scripts.league.workload import (
   Family,
   Form,
   Parts,
+  builder,
   split,
-  supervised,
 )
 
 PATCH = 4
@@ -70,20 +70,14 @@ class ViT(nn.Module):
     return nn.Dense(10)(nn.LayerNorm()(x).mean(1))
 
 
-def build(name: str, module):
-  def build_one(data: Parts, form: Form):
-    return supervised(
-      name,
-      form,
-      data,
-      module(form.width, form.activation),
-      lambda rows: (rows["image"],),
-      lambda logits, rows: optax.softmax_cross_entropy_with_integer_labels(
-        logits, rows["label"]
-      ).mean(),
-    )
+def images_of(rows):
+  return (rows["image"],)
 
-  return build_one
+
+def label_loss(logits, rows):
+  return optax.softmax_cross_entropy_with_integer_labels(
+    logits, rows["label"]
+  ).mean()
 
 
 RESNET = Family(
@@ -91,12 +85,12 @@ RESNET = Family(
   "ResNet-8 with BatchNorm, CIFAR-10, 30k subset",
   Form(8, "relu", 1.0, 16, 500),
   lambda data_dir: load(data_dir, side=32),
-  build("resnet", ResNet8),
+  builder("resnet", ResNet8, images_of, label_loss),
 )
 VIT = Family(
   "vit",
   "ViT on 16x16 images, CIFAR-10, 30k subset",
   Form(48, "gelu", 1.0, 16, 800),
   lambda data_dir: load(data_dir, side=16),
-  build("vit", ViT),
+  builder("vit", ViT, images_of, label_loss),
 )

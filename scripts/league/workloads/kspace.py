@@ -6,7 +6,6 @@ and is trained on the absolute error, as the fastMRI baseline is.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,8 +16,8 @@ from scripts.league.workload import (
   Family,
   Form,
   Parts,
+  builder,
   split,
-  supervised,
 )
 
 SIDE, CENTRAL, RANDOM = 32, 4, 4
@@ -94,15 +93,8 @@ def unfolded(x):
   return x.reshape(images, 2 * height, 2 * width)
 
 
-def build(data: Parts, form: Form):
-  return supervised(
-    "unet",
-    form,
-    jax.tree.map(jnp.asarray, data),
-    UNet(form.width, form.activation),
-    lambda rows: (rows["seen"],),
-    lambda found, rows: jnp.abs(found - rows["image"]).mean(),
-  )
+def absolute_error(found, rows):
+  return jnp.abs(found - rows["image"]).mean()
 
 
 FAMILY = Family(
@@ -110,5 +102,5 @@ FAMILY = Family(
   "U-Net, MNIST from a quarter of k-space",
   Form(8, "relu", 1.0, 8, 500),
   load,
-  build,
+  builder("unet", UNet, lambda rows: (rows["seen"],), absolute_error),
 )

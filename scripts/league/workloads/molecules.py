@@ -16,8 +16,8 @@ from scripts.league.workload import (
   Family,
   Form,
   Parts,
+  builder,
   split,
-  supervised,
 )
 
 ATOMS, KINDS, BONDS, PROPERTIES = 16, 6, 3, 12
@@ -107,22 +107,16 @@ def known_loss(logits, rows):
   return (each * rows["known"]).sum() / jnp.maximum(rows["known"].sum(), 1)
 
 
-def build(data: Parts, form: Form):
-  return supervised(
-    "gnn",
-    form,
-    data,
-    GraphNetwork(form.width, form.activation),
-    lambda rows: (rows["kind"], rows["bond"]),
-    known_loss,
-  )
-
-
 FAMILY = Family(
   "gnn",
   "graph network, drawn molecules",
   Form(32, "relu", 1.0, 32, 600),
   load,
-  build,
+  builder(
+    "gnn",
+    GraphNetwork,
+    lambda rows: (rows["kind"], rows["bond"]),
+    known_loss,
+  ),
   needs_data=False,
 )
