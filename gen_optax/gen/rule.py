@@ -49,6 +49,9 @@ class GenRule(NamedTuple):
 
 def check_rule(rule: GenRule):
   """Raises `ValueError` on a constant that is out of its range."""
+  if hasattr(rule, "check"):
+    rule.check()
+    return
   if not isinstance(rule, GenRule):
     raise ValueError(f"rule must be a gen_optax.GenRule, got {rule!r}.")
   check_in("smoothing", rule.smoothing, 0, 1)

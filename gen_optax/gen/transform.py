@@ -1,11 +1,13 @@
 """`scale_by_gen`: the default rule as an optax stage."""
 
+import functools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import optax
 
 from gen_optax.gen import estimators
+from gen_optax.gen.by_rule import Rule, scale_by_rule
 from gen_optax.gen.fit import unknown_fit
 from gen_optax.gen.observe import observe, refresh
 from gen_optax.gen.outcome import (
@@ -37,7 +39,7 @@ def scale_by_gen(
   fresh_slope: bool = True,
   smoothing: float | None = None,
   dense_start: int = 20,
-  rule: GenRule = GenRule(),
+  rule: GenRule | Rule = GenRule(),
 ) -> optax.GradientTransformationExtraArgs:
   r"""Sets the learning rate from the loss along the update (GeN).
 
@@ -147,10 +149,9 @@ def scale_by_gen(
     friend, 2023: the distance over gradients.
   """
   check_options(learning_rate, every, horizon)
-  check_rule(rule)
   if smoothing is not None:
     rule = rule._replace(smoothing=smoothing)
-    check_rule(rule)
+  check_rule(rule)
   if is_known(dense_start) and dense_start < 0:
     raise ValueError(
       f"dense_start must be a number of steps, at least 0, got {dense_start!r}."
@@ -158,6 +159,17 @@ def scale_by_gen(
   estimate = estimators.make_estimate(estimator, probes, degree, evaluate)
   needs_grad = fresh_slope or estimator == "known_slope"
   exact = estimator in estimators.EXACT
+  if not isinstance(rule, GenRule):
+    return scale_by_rule(
+      rule,
+      learning_rate,
+      every=every,
+      estimate=estimate,
+      exact=exact,
+      horizon=horizon,
+      dense_start=dense_start,
+      check_arguments=functools.partial(_check_arguments, needs_grad),
+    )
   # Whether the rate may be each line's own optimum.
   leads = fresh_slope and rule.max_lead is not None
   leads = leads and not (is_known(every) and every > 1)
