@@ -82,7 +82,9 @@ def test_no_circle():
 
 
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
-ROOMS = {"common", "gen", "psgd", "elmo", "amos", "robustness", "bench"}
+ROOMS = {
+  *("common", "gen", "psgd", "elmo", "amos", "league", "robustness", "bench"),
+}
 
 
 def test_every_script_has_a_room():

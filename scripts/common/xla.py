@@ -8,13 +8,17 @@ from pathlib import Path
 # Most of their time is compilation: LLVM's, and in jaxlib below 0.12 the newer
 # of two emitters of fused loops, which alone takes half. XLA's own passes, and
 # with them flops, bytes and collectives, stay as they are.
-FAST = ("xla_backend_optimization_level=0", "xla_cpu_use_fusion_emitters=false")
+EMITTERS = ("xla_cpu_use_fusion_emitters=false",)
+FAST = ("xla_backend_optimization_level=0", *EMITTERS)
 
 
-def compile_fast() -> None:
-  """Adds what jaxlib knows of `FAST` to `XLA_FLAGS`, before jax is imported."""
+def compile_fast(flags: tuple[str, ...] = FAST) -> None:
+  """Adds what jaxlib knows of `flags` to `XLA_FLAGS`, before jax is imported.
+
+  Programs that run for long take `EMITTERS` alone.
+  """
   given = os.environ.get("XLA_FLAGS", "")
-  new = [flag for flag in FAST if flag.split("=")[0] not in given]
+  new = [flag for flag in flags if flag.split("=")[0] not in given]
   new = [f"--{flag}" for flag in new if _is_known(flag.split("=")[0])]
   os.environ["XLA_FLAGS"] = " ".join([given, *new]).strip()
 
