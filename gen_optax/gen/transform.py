@@ -1,26 +1,21 @@
 """`scale_by_gen`: the default rule as an optax stage."""
 
-import functools
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 import optax
 
 from gen_optax.gen import estimators
-from gen_optax.gen.by_rule import Rule, scale_by_rule
 from gen_optax.gen.fit import unknown_fit
-from gen_optax.gen.observe import observe, refresh
-from gen_optax.gen.outcome import (
-  conclude,
-  forget_first_fit,
-  next_rate,
-  remember_step,
-)
-from gen_optax.gen.rule import GenRule, check_rule
+from gen_optax.gen.greedy import Greedy
+from gen_optax.gen.observe import observe
+from gen_optax.gen.outcome import conclude, forget_first_fit, learn
+from gen_optax.gen.protocol import Rule, Taken
+from gen_optax.gen.rule import GenRule
 from gen_optax.gen.search import decreases_loss, fit_or_search
 from gen_optax.gen.stage import Horizon, check_options, horizon_factor, report
 from gen_optax.gen.state import ScaleByGenState, no_averages
-from gen_optax.helpers import trees
+from gen_optax.helpers import mean, trees
 from gen_optax.helpers.checks import is_known
 from gen_optax.helpers.lazy import run_if
 from gen_optax.oracle.closures import require, require_scalar
@@ -39,7 +34,7 @@ def scale_by_gen(
   fresh_slope: bool = True,
   smoothing: float | None = None,
   dense_start: int = 20,
-  rule: GenRule | Rule = GenRule(),
+  rule: Rule = GenRule(),
 ) -> optax.GradientTransformationExtraArgs:
   r"""Sets the learning rate from the loss along the update (GeN).
 
@@ -149,31 +144,26 @@ def scale_by_gen(
     friend, 2023: the distance over gradients.
   """
   check_options(learning_rate, every, horizon)
+  if not hasattr(rule, "look"):
+    raise ValueError(
+      f"rule must be a gen_optax.GenRule or gen_optax.greedy(), got {rule!r}."
+    )
   if smoothing is not None:
     rule = rule._replace(smoothing=smoothing)
-  check_rule(rule)
+  rule.check()
   if is_known(dense_start) and dense_start < 0:
     raise ValueError(
       f"dense_start must be a number of steps, at least 0, got {dense_start!r}."
     )
   estimate = estimators.make_estimate(estimator, probes, degree, evaluate)
-  needs_grad = fresh_slope or estimator == "known_slope"
+  if isinstance(rule, GenRule):
+    if not fresh_slope:
+      rule = Greedy(rule.smoothing, rule.max_ratio)
+    elif is_known(every) and every > 1:
+      # No step stands alone: nothing to watch for.
+      rule = rule._replace(max_lead=None)
+  needs_grad = not isinstance(rule, Greedy) or estimator == "known_slope"
   exact = estimator in estimators.EXACT
-  if not isinstance(rule, GenRule):
-    return scale_by_rule(
-      rule,
-      learning_rate,
-      every=every,
-      estimate=estimate,
-      exact=exact,
-      horizon=horizon,
-      dense_start=dense_start,
-      check_arguments=functools.partial(_check_arguments, needs_grad),
-    )
-  # Whether the rate may be each line's own optimum.
-  leads = fresh_slope and rule.max_lead is not None
-  leads = leads and not (is_known(every) and every > 1)
-  bounded = not is_known(rule.distance_share) or rule.distance_share > 0
 
   def init_fn(params):
     dtype = trees.scalar_dtype(params)
@@ -183,11 +173,7 @@ def scale_by_gen(
       learning_rate=jnp.array(learning_rate, dtype),
       calibrated=jnp.zeros((), bool),
       averages=no_averages(dtype),
-      previous_update=optax.tree.zeros_like(params) if fresh_slope else None,
-      curvature_times_step=jnp.zeros((), dtype),
-      follows=jnp.zeros((), bool),
-      start=trees.copy(params) if fresh_slope else None,
-      momentum_free=jnp.ones((), bool),
+      memory=rule.init(params, dtype),
       info=report(unknown_fit(dtype), False, False),
     )
 
@@ -203,17 +189,19 @@ def scale_by_gen(
   ):
     del extra_args
     _check_arguments(needs_grad, params, value_fn, value, grad)
-    observed = observe(state, updates, grad, value)
-    if fresh_slope and (bounded or leads):
-      state = refresh(state, observed, updates, grad, params, leads)
-
+    observed = observe(state, updates, grad, params, value)
     due = (state.count < dense_start) | (state.count % every == 0)
     due = due | observed.outlier | ~state.calibrated
     due = due & observed.healthy & (observed.size > 0)
+    believed = due & state.calibrated & ~observed.outlier
+    seen = rule.look(state.memory, observed, state.learning_rate, believed)
+    observed = observed._replace(healthy=observed.healthy & seen.sound)
+    due = due & seen.sound
+
     trial, updates = fit_or_search(
       lambda u, at: estimate(value_fn, params, u, at, value, observed.slope),
       updates,
-      state.learning_rate,
+      seen.rate,
       state.averages,
       pending=due,
       searching=observed.outlier | ~state.calibrated,
@@ -228,26 +216,25 @@ def scale_by_gen(
       state, trial = forget_first_fit(rule, state, trial, outcome)
 
     # Momentum shows in the dense start, but not in its first step.
-    per_step = state.momentum_free & (state.count >= dense_start) & (every == 1)
-    rate, averages, accepted = next_rate(
-      rule, state, observed, trial, outcome, per_step
-    )
+    alone = (state.count >= dense_start) & (every == 1)
+    lesson = learn(rule, state, seen, observed, trial, outcome, alone)
 
-    emitted = jnp.where(outcome.fitted & trial.outlier, trial.rate, rate)
-    emitted = emitted * horizon_factor(horizon, state.count, rate.dtype)
+    emitted = jnp.where(outcome.fitted & trial.outlier, trial.rate, lesson.rate)
+    emitted = emitted * horizon_factor(horizon, state.count, emitted.dtype)
     emitted = jnp.where(outcome.taken, emitted, 0.0)
     # Zero whatever it was made of, for this step and for the fresh slope.
     updates = run_if(~outcome.taken, optax.tree.zeros_like, updates)
-    if fresh_slope:
-      state = remember_step(state, updates, emitted, trial, due, outcome)
-    found = report(trial.fit, accepted, ~outcome.taken)
+    usual = mean.value(state.averages.line).curvature
+    curvature = jnp.where(due, trial.fit.curvature, usual)
+    step = Taken(updates, emitted, curvature, outcome.taken, trial.outlier)
+    found = report(trial.fit, lesson.accepted, ~outcome.taken)
     kept = state.info._replace(skipped=~outcome.taken)
-    return trees.multiply(updates, emitted), state._replace(
+    return trees.multiply(updates, emitted), ScaleByGenState(
       count=trees.increment(state.count),
-      learning_rate=rate,
+      learning_rate=lesson.rate,
       calibrated=outcome.calibrated,
-      averages=averages,
-      follows=outcome.taken & ~trial.outlier & (observed.size > 0),
+      averages=lesson.averages,
+      memory=rule.follow(lesson.memory, state.memory, observed, step),
       info=optax.tree.where(due, found, kept),
     )
 
