@@ -89,11 +89,13 @@ def scale_by_gen(
       emitted step (C.1), or a function from the step count to a factor. It
       never enters the averages.
     fresh_slope: whether to bound b by the slope on fresh data, and that from
-      below by r. Costs two buffers of the parameters' size.
+      below by r. Costs two buffers of the parameters' size. False: the greedy
+      rule with the default's `smoothing`.
     smoothing: the averaging constant gamma, in [0, 1). None: that of `rule`.
       `optax.inject_hyperparams` injects it where given.
     dense_start: number of first steps that all fit, at least 0.
-    rule: the constants of the rule.
+    rule: the constants of the default rule, or another rule:
+      `gen_optax.greedy()` for a loss that is the same function at every step.
 
   Under `optax.inject_hyperparams` name `degree` in `static_args`, and `probes`
   or a callable `horizon` where given.
