@@ -23,7 +23,8 @@ from scripts.league import (
 from scripts.league.development.families import FAMILIES as DEVELOPMENT
 from scripts.league.entrant import Entrant, Range
 from scripts.league.families import FAMILIES
-from scripts.league.references import ADAMW
+from scripts.league.field import ENTRANTS
+from scripts.league.references import REFERENCES
 from scripts.league.workload import (
   Family,
   Form,
@@ -179,6 +180,43 @@ def test_a_run_is_gradient_descent(program):
     np.testing.assert_allclose(ours[1:], theirs, rtol=2e-3, atol=1e-6)
 
 
+def test_statistics_are_averaged_as_parameters_are():
+  """A state that counts steps; the average of k is that of parameters at k."""
+
+  def counting(data, form):
+    line = build(data, form)
+    loss = lambda params, state, x, key: (
+      line.loss(params, {}, x, key)[0],
+      {"steps": state["steps"] + 1.0},
+    )
+    init = lambda key: (jnp.zeros(2), {"steps": jnp.zeros(())})
+    evaluate = lambda data, params, state: Losses(state["steps"], 0.0)
+    return line._replace(loss=loss, init=init, evaluate=evaluate)
+
+  program = runner.Program(runner.Ground(counting(load(), LINE.form)), SGD)
+  record = program.run({"rate": 0.3}, seed=1, work=20 * program.static_cost)
+  average, found = 0.0, [0.0]
+  for step in range(20):
+    average += 9 / (step + 9) * (step + 1 - average)
+    found.append(average)
+  np.testing.assert_allclose(
+    [x for x, _ in record["average"]], found[::2], rtol=1e-5
+  )
+  assert [x for x, _ in record["iterate"]] == record["step"]
+
+
+def test_an_entrant_with_an_average_is_read_at_that_alone():
+  own = SGD._replace(evaluate_at=lambda opt, params: jnp.array([3.0, 0.0]))
+  program = runner.Program(runner.Ground(build(load(), LINE.form)), own)
+  record = program.run({"rate": 0.3}, seed=1, work=4 * program.static_cost)
+  assert record["iterate"] == [[0.0, 0.0]] * 3 and "average" not in record
+
+
+def test_averaging_has_a_price(program):
+  """Two numbers, a difference, a product and a sum each."""
+  assert 4 <= program.averaging * program.ground.unit <= 40
+
+
 def test_a_run_stops_when_its_work_is_done(program):
   record = program.run({"rate": 0.3}, seed=1, work=20 * program.static_cost)
   assert record["step"][-1] == 20
@@ -209,6 +247,19 @@ def test_what_is_there_is_not_run_again(tmp_path, monkeypatch):
   assert made == [f"line{wanted[1]}"]
   assert again[0] == first[0]
   assert len(store.Store(where[2]).records) == 2
+
+
+def test_comments_and_docstrings_are_not_code(tmp_path):
+  sources = (
+    'def f():\n  """One."""\n  return 1  # why\n',
+    'def f():\n  """Two."""\n\n  return 1\n',
+    'def f():\n  """One."""\n  return 2\n',
+  )
+  paths = [tmp_path / f"{i}.py" for i in range(3)]
+  for path, source in zip(paths, sources, strict=True):
+    path.write_text(source)
+  first, same, other = map(store._code, paths)
+  assert first == same != other
 
 
 def test_keys_follow_what_decides_a_run():
@@ -318,6 +369,14 @@ def test_schedule_free_plus_follows_its_formula(x64):
     np.testing.assert_allclose(at, x, rtol=1e-6)
 
 
-def test_adamw_is_the_reference_of_the_development_tasks():
-  assert set(ADAMW.default) == set(ADAMW.space)
-  assert len(DEVELOPMENT) == 11
+# The field
+
+
+@pytest.mark.parametrize("entrant", REFERENCES + tuple(ENTRANTS.values()))
+def test_an_entrant_searches_what_it_has(entrant):
+  assert set(entrant.default) == set(entrant.space)
+
+
+def test_every_task_has_a_name_of_its_own():
+  assert len(DEVELOPMENT) == len(FAMILIES) == 11
+  assert not set(DEVELOPMENT) & set(FAMILIES)

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-import gen_optax
-from scripts.league import runner
+from scripts.league.development import characters
+from scripts.league.development.families import FAMILIES as DEVELOPMENT
 from scripts.league.families import FAMILIES
 from scripts.league.workload import Form, split, variants
 from scripts.league.workloads import (
@@ -84,7 +84,6 @@ def filled(shapes):
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_workload_trains(name):
-  """The loss of one batch falls in a few steps, and evaluation is finite."""
   form = Form(8, FAMILIES[name].form.activation, 1.0, 2, 4)
   workload = FAMILIES[name].build(TINY[name](), form)
   key = jax.random.key(0)
@@ -94,6 +93,12 @@ def test_a_workload_trains(name):
   state = jax.tree_util.tree_map_with_path(
     lambda path, x: np.full(x.shape, path[-1].key == "var", x.dtype), state
   )
+  assert_trains(workload, params, state)
+
+
+def assert_trains(workload, params, state):
+  """The loss of one batch falls in a few steps, and evaluation is finite."""
+  key = jax.random.key(0)
   batch = workload.sample(workload.data, key)
   loss = lambda *args: workload.loss(*args, batch, key)
   gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
@@ -107,6 +112,15 @@ def test_a_workload_trains(name):
   held = jax.jit(workload.evaluate)(workload.data, params, state)
   assert losses[-1] < losses[0]
   assert np.isfinite([held.validation, held.test]).all()
+
+
+@pytest.mark.parametrize("name", DEVELOPMENT)
+def test_a_development_task_trains(name):
+  family = DEVELOPMENT[name]
+  text = name == "gru"
+  data = characters.parts_of(labels(2000, 30)) if text else family.load(None)
+  workload = family.build(data, family.form)
+  assert_trains(workload, *workload.init(jax.random.key(1)))
 
 
 def test_an_initialisation_runs():
@@ -141,11 +155,3 @@ def test_no_variant_is_what_is_scored(name):
   assert forms == variants(family, 4)  # from a fixed seed
   for form in forms:
     assert form.width != family.form.width and form.batch_size >= 4
-
-
-def test_averages_of_batch_norm_follow_the_same_weights():
-  form = Form(8, "relu", 1.0, 2, 40)
-  ground = runner.Ground(FAMILIES["resnet"].build(TINY["resnet"](), form))
-  shapes = jax.eval_shape(runner.averages().init, ground.shapes)
-  kept = jax.tree.structure(gen_optax.averaged_parameters(shapes))
-  assert kept == jax.tree.structure(ground.shapes)

@@ -7,11 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from gen_optax.gen.fit import LineFit
-from gen_optax.helpers.checks import (
-  check_integers,
-  check_positive,
-  is_known,
-)
+from gen_optax.helpers.checks import check_integers, check_positive
 
 Horizon = int | Callable[[jax.Array], jax.Array]
 
@@ -69,7 +65,4 @@ def check_options(learning_rate, every, horizon):
   check_positive(learning_rate=learning_rate)
   check_integers(1, every=every)
   if horizon is not None and not callable(horizon):
-    if is_known(horizon) and horizon <= 0:
-      raise ValueError(
-        f"horizon must be a positive number of steps, got {horizon!r}."
-      )
+    check_positive(horizon=horizon)

@@ -16,7 +16,7 @@ from gen_optax.gen.search import decreases_loss, fit_or_search
 from gen_optax.gen.stage import Horizon, check_options, horizon_factor, report
 from gen_optax.gen.state import ScaleByGenState, no_averages
 from gen_optax.helpers import mean, trees
-from gen_optax.helpers.checks import is_known
+from gen_optax.helpers.checks import check_integers, is_known
 from gen_optax.helpers.lazy import run_if
 from gen_optax.oracle.closures import require, require_scalar
 from gen_optax.oracle.line import Evaluate
@@ -153,10 +153,7 @@ def scale_by_gen(
   if smoothing is not None:
     rule = rule._replace(smoothing=smoothing)
   rule.check()
-  if is_known(dense_start) and dense_start < 0:
-    raise ValueError(
-      f"dense_start must be a number of steps, at least 0, got {dense_start!r}."
-    )
+  check_integers(0, dense_start=dense_start)
   estimate = estimators.make_estimate(estimator, probes, degree, evaluate)
   if isinstance(rule, GenRule):
     if not fresh_slope:

@@ -1,6 +1,6 @@
 """Layers that several workloads share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -58,17 +58,6 @@ class Lstm(nn.Module):
     return nn.RNN(cell, reverse=self.reverse, keep_order=True)(x)
 
 
-def max_pool(x):
-  """The largest of each 2x2 square, of even sides; two at a time.
-
-  The gradient of a maximum over axes divides by how many entries equal it. A
-  compiler that computes them twice, with and without fused multiplication,
-  finds none, and the gradient is not a number.
-  """
-  x = jnp.maximum(x[:, ::2], x[:, 1::2])
-  return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])
-
-
 def positions(module: nn.Module, length: int, width: int):
   """Learned positions, a parameter of `module`."""
   normal = nn.initializers.normal(0.02)
@@ -79,7 +68,3 @@ def masked_mean(x, mask, axis):
   """Mean over `axis` of what the mask keeps; 0 where it keeps nothing."""
   count = jnp.maximum(mask.sum(axis), 1.0)
   return (x * mask).sum(axis) / count
-
-
-def activation(name: str) -> Callable:
-  return ACTIVATIONS[name]

@@ -33,8 +33,7 @@ class Carry(NamedTuple):
     params, state: the network's.
     opt: the optimizer's state.
     average: state of the polynomial averages of (params, state).
-    clock: work so far, in passes of `value_and_grad`.
-    averaging: what the averages added to it.
+    clock: work so far, in passes of `value_and_grad`, but for the averages.
   """
 
   params: Any
@@ -42,7 +41,6 @@ class Carry(NamedTuple):
   opt: Any
   average: Any
   clock: jax.Array
-  averaging: jax.Array
 
 
 def interval(steps: int) -> int:
@@ -98,6 +96,10 @@ class Program:
     carry = jax.eval_shape(self._start, *ground.shapes, setting, steps)
     update = (carry, setting, steps, ground.batch, key)
     self.static_cost = meter.flops_of(self._update, *update) / ground.unit
+    # The polynomial averages, which take the same at every step.
+    moved = carry.params, carry.state
+    averaging = meter.flops_of(self._average, carry.average, moved, moved)
+    self.averaging = averaging / ground.unit
     self._arguments = carry, setting, steps, workload.data, jnp.int32(0), key
 
   @functools.cached_property
@@ -120,15 +122,15 @@ class Program:
 
     Returns:
       A record for a JSON file: for each evaluation the step and the clock,
-      (validation, test) losses at the iterate and at the average.
+      (validation, test) losses at each of the entrant's readings.
     """
     setting = {name: jnp.float32(x) for name, x in setting.items()}
     steps = jnp.float32(self.steps_within(work))
     key = jax.random.key(seed)
     data = self.ground.workload.data
     carry = self.start(*self.ground.init(key), setting, steps)
-    record = {"step": [0], "clock": [0.0], "iterate": [], "average": []}
-    record["work"] = work
+    record = {"step": [0], "clock": [0.0], "work": work}
+    record |= {where: [] for where in self.entrant.readings}
     self._read(carry, record)
     advance, done, seconds = self.advance, 0, 0.0
     at_start = time.perf_counter()
@@ -142,20 +144,23 @@ class Program:
       record["step"].append(done)
       record["clock"].append(float(carry.clock))
       self._read(carry, record)
-    record["averaging"] = float(carry.averaging) / done
+    record["averaging"] = self.averaging
     record["seconds"] = seconds
     record["evaluating"] = time.perf_counter() - at_start - seconds
     return record
 
   def _read(self, carry, record):
-    own = carry.params
-    if self.entrant.evaluate_at is not None:
-      own = self.entrant.evaluate_at(carry.opt, carry.params)
-    averaged = gen_optax.averaged_parameters(carry.average)
-    places = {"iterate": (own, carry.state), "average": averaged}
-    for where, place in places.items():
+    for where in self.entrant.readings:
+      place = self._place(carry, where)
       losses = self.ground.evaluate(self.ground.workload.data, *place)
       record[where].append([float(x) for x in losses])
+
+  def _place(self, carry, where):
+    if where == "average":
+      return gen_optax.averaged_parameters(carry.average)
+    if self.entrant.evaluate_at is None:
+      return carry.params, carry.state
+    return self.entrant.evaluate_at(carry.opt, carry.params), carry.state
 
   # What is compiled
 
@@ -167,7 +172,7 @@ class Program:
     opt = self._optimizer(setting, steps).init(params)
     average = averages().init((params, state))
     zero = jnp.float32(0)
-    return Carry(params, state, opt, average, zero, zero)
+    return Carry(params, state, opt, average, zero)
 
   def _update(self, carry, setting, steps, batch, key):
     """A whole step but for the average: what the clock counts."""
@@ -187,23 +192,16 @@ class Program:
     update = meter.metered(
       lambda carry, batch, key: self._update(carry, setting, steps, batch, key)
     )
-    average = meter.metered(self._average)
 
     def step(carry, count):
       batch_key, loss_key = jax.random.split(jax.random.fold_in(key, count))
       batch = self.ground.workload.sample(data, batch_key)
       (params, state, opt), work = update(carry, batch, loss_key)
-      kept, averaging = average(
+      average = self._average(
         carry.average, (carry.params, carry.state), (params, state)
       )
-      return Carry(
-        params,
-        state,
-        opt,
-        kept,
-        carry.clock + work / self.ground.unit,
-        carry.averaging + averaging / self.ground.unit,
-      ), None
+      clock = carry.clock + work / self.ground.unit
+      return Carry(params, state, opt, average, clock), None
 
     counts = first + jnp.arange(self.interval)
     return jax.lax.scan(step, carry, counts)[0]

@@ -165,6 +165,16 @@ def supervised(
   return Workload(name, form, data, init, sample, batch_loss, evaluate)
 
 
+def builder(name: str, module, inputs: Callable, loss_of: Callable) -> Callable:
+  """A family's `build` from a module of a width and an activation."""
+
+  def build(data: Parts, form: Form) -> Workload:
+    network = module(form.width, form.activation)
+    return supervised(name, form, data, network, inputs, loss_of)
+
+  return build
+
+
 def rescaled(params, gain: float):
   """Matrices and tables times `gain`; vectors as they are."""
   return jax.tree.map(lambda x: gain * x if x.ndim > 1 else x, params)

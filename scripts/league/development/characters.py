@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scripts.common import data_sets
 from scripts.league.development.task import (
   cross_entropy,
   dense,
@@ -15,25 +14,21 @@ from scripts.league.development.task import (
   task,
 )
 from scripts.league.workload import Parts
+from scripts.league.workloads import text
 
 LENGTH, HIDDEN = 24, 64
 
 
 def characters(data_dir: Path | None) -> Parts:
-  text, _ = data_sets.text_of(data_dir)
-  symbols = {symbol: code for code, symbol in enumerate(sorted(set(text)))}
-  codes = np.array([symbols[symbol] for symbol in text], np.int32)
+  return parts_of(text.codes_of(data_dir))
+
+
+def parts_of(codes) -> Parts:
   border = int(0.95 * len(codes))
   last = len(codes) - LENGTH - 1
   starts = np.random.default_rng(3).integers(border, last, 128)
   held = jnp.asarray(codes[starts[:, None] + np.arange(LENGTH + 1)])
   return Parts(jnp.asarray(codes[:border]), held, held)
-
-
-def windows(data, key, batch_size: int = 16):
-  last = data.train.shape[0] - LENGTH - 1
-  starts = jax.random.randint(key, (batch_size,), 0, last)
-  return data.train[starts[:, None] + jnp.arange(LENGTH + 1)]
 
 
 def gru_init(key, symbols: int = 128):
@@ -73,6 +68,6 @@ TASKS = (
     characters,
     gru_init,
     gru_loss,
-    windows,
+    lambda data, key: text.windows(data.train, key, 16, LENGTH),
   ),
 )

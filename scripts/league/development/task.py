@@ -70,7 +70,10 @@ def task(
     )
 
   form = Form(0, "tanh", 1.0, batch_size, steps)
-  files = ("scripts/league/development/task.py",)
+  files = (
+    "scripts/league/development/task.py",
+    "scripts/league/workloads/text.py",
+  )
   return Family(name, title, form, load, build, False, files)
 
 

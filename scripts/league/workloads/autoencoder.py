@@ -6,7 +6,7 @@ import optax
 
 from scripts.common import data_sets
 from scripts.league.layers import Mlp
-from scripts.league.workload import Family, Form, Parts, split, supervised
+from scripts.league.workload import Family, Form, Parts, builder, split
 
 CODE = 12
 
@@ -28,17 +28,8 @@ class Autoencoder(nn.Module):
     return Mlp(widths, self.activation)(x)
 
 
-def build(data: Parts, form: Form):
-  return supervised(
-    "autoencoder",
-    form,
-    data,
-    Autoencoder(form.width, form.activation),
-    lambda images: (images,),
-    lambda logits, images: (
-      optax.sigmoid_binary_cross_entropy(logits, images).sum(-1).mean()
-    ),
-  )
+def pixel_loss(logits, images):
+  return optax.sigmoid_binary_cross_entropy(logits, images).sum(-1).mean()
 
 
 FAMILY = Family(
@@ -46,5 +37,5 @@ FAMILY = Family(
   "deep autoencoder, MNIST",
   Form(40, "tanh", 1.0, 64, 800),
   load,
-  build,
+  builder("autoencoder", Autoencoder, lambda images: (images,), pixel_loss),
 )

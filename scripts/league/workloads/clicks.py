@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from scripts.league.layers import Mlp
-from scripts.league.workload import Family, Form, Parts, split, supervised
+from scripts.league.workload import Family, Form, Parts, builder, split
 
 FIELDS, IDS, DENSE = 8, 3000, 8
 EXPONENT = 1.1
@@ -67,17 +67,8 @@ class Dlrm(nn.Module):
     return Mlp(widths, self.activation)(features)[:, 0]
 
 
-def build(data: Parts, form: Form):
-  return supervised(
-    "clicks",
-    form,
-    data,
-    Dlrm(form.width, form.activation),
-    lambda rows: (rows["ids"], rows["dense"]),
-    lambda logits, rows: optax.sigmoid_binary_cross_entropy(
-      logits, rows["clicked"]
-    ).mean(),
-  )
+def click_loss(logits, rows):
+  return optax.sigmoid_binary_cross_entropy(logits, rows["clicked"]).mean()
 
 
 FAMILY = Family(
@@ -85,6 +76,8 @@ FAMILY = Family(
   "click prediction, DLRM, Zipf ids",
   Form(16, "relu", 1.0, 256, 1000),
   load,
-  build,
+  builder(
+    "clicks", Dlrm, lambda rows: (rows["ids"], rows["dense"]), click_loss
+  ),
   needs_data=False,
 )

@@ -12,7 +12,7 @@ import optax
 
 from scripts.common import data_sets
 from scripts.league.layers import Lstm, Mlp, positions
-from scripts.league.workload import Family, Form, Parts, split, supervised
+from scripts.league.workload import Family, Form, Parts, builder, split
 
 HEIGHT, COLUMNS, MOST = 14, 96, 6
 STRIDE = 4
@@ -109,18 +109,8 @@ def ctc(logits, rows):
   return optax.ctc_loss(logits, no_padding, rows["digits"], blank).mean()
 
 
-def build(name: str, module):
-  def build_one(data: Parts, form: Form):
-    return supervised(
-      name,
-      form,
-      data,
-      module(form.width, form.activation),
-      lambda rows: (rows["frames"],),
-      ctc,
-    )
-
-  return build_one
+def frames_of(rows):
+  return (rows["frames"],)
 
 
 CONFORMER = Family(
@@ -128,12 +118,12 @@ CONFORMER = Family(
   "conformer with CTC, lines of MNIST digits",
   Form(24, "silu", 1.0, 16, 800),
   load,
-  build("conformer", Conformer),
+  builder("conformer", Conformer, frames_of, ctc),
 )
 LSTM = Family(
   "lstm_ctc",
   "LSTM with CTC, lines of MNIST digits",
   Form(48, "relu", 1.0, 16, 800),
   load,
-  build("lstm_ctc", LstmReader),
+  builder("lstm_ctc", LstmReader, frames_of, ctc),
 )

@@ -9,9 +9,16 @@ import numpy as np
 import optax
 
 from scripts.common import data_sets
-from scripts.common.models import Conv
-from scripts.league.layers import Block, activation, max_pool, positions
-from scripts.league.workload import Family, Form, Parts, split, supervised
+from scripts.common.models import Conv, max_pool
+from scripts.league.layers import Block, positions
+from scripts.league.workload import (
+  ACTIVATIONS,
+  Family,
+  Form,
+  Parts,
+  builder,
+  split,
+)
 
 PATCH = 4
 
@@ -34,7 +41,7 @@ class ResNet8(nn.Module):
 
   @nn.compact
   def __call__(self, x, train):
-    act = activation(self.activation)
+    act = ACTIVATIONS[self.activation]
     norm = lambda: nn.BatchNorm(not train, momentum=0.9)
     x = max_pool(act(norm()(Conv(self.width, 3)(x))))
     for stage in range(3):
@@ -63,20 +70,14 @@ class ViT(nn.Module):
     return nn.Dense(10)(nn.LayerNorm()(x).mean(1))
 
 
-def build(name: str, module):
-  def build_one(data: Parts, form: Form):
-    return supervised(
-      name,
-      form,
-      data,
-      module(form.width, form.activation),
-      lambda rows: (rows["image"],),
-      lambda logits, rows: optax.softmax_cross_entropy_with_integer_labels(
-        logits, rows["label"]
-      ).mean(),
-    )
+def images_of(rows):
+  return (rows["image"],)
 
-  return build_one
+
+def label_loss(logits, rows):
+  return optax.softmax_cross_entropy_with_integer_labels(
+    logits, rows["label"]
+  ).mean()
 
 
 RESNET = Family(
@@ -84,12 +85,12 @@ RESNET = Family(
   "ResNet-8 with BatchNorm, CIFAR-10, 30k subset",
   Form(8, "relu", 1.0, 16, 500),
   lambda data_dir: load(data_dir, side=32),
-  build("resnet", ResNet8),
+  builder("resnet", ResNet8, images_of, label_loss),
 )
 VIT = Family(
   "vit",
   "ViT on 16x16 images, CIFAR-10, 30k subset",
   Form(48, "gelu", 1.0, 16, 800),
   lambda data_dir: load(data_dir, side=16),
-  build("vit", ViT),
+  builder("vit", ViT, images_of, label_loss),
 )

@@ -6,14 +6,19 @@ and is trained on the absolute error, as the fastMRI baseline is.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from scripts.common import data_sets
-from scripts.common.models import Conv
-from scripts.league.layers import activation, max_pool
-from scripts.league.workload import Family, Form, Parts, split, supervised
+from scripts.common.models import Conv, max_pool
+from scripts.league.workload import (
+  ACTIVATIONS,
+  Family,
+  Form,
+  Parts,
+  builder,
+  split,
+)
 
 SIDE, CENTRAL, RANDOM = 32, 4, 4
 NOISE = 0.3
@@ -53,7 +58,7 @@ class UNet(nn.Module):
 
   @nn.compact
   def __call__(self, seen, train):
-    act = activation(self.activation)
+    act = ACTIVATIONS[self.activation]
 
     def level(x, channels):
       for _ in range(2):
@@ -88,15 +93,8 @@ def unfolded(x):
   return x.reshape(images, 2 * height, 2 * width)
 
 
-def build(data: Parts, form: Form):
-  return supervised(
-    "unet",
-    form,
-    jax.tree.map(jnp.asarray, data),
-    UNet(form.width, form.activation),
-    lambda rows: (rows["seen"],),
-    lambda found, rows: jnp.abs(found - rows["image"]).mean(),
-  )
+def absolute_error(found, rows):
+  return jnp.abs(found - rows["image"]).mean()
 
 
 FAMILY = Family(
@@ -104,5 +102,5 @@ FAMILY = Family(
   "U-Net, MNIST from a quarter of k-space",
   Form(8, "relu", 1.0, 8, 500),
   load,
-  build,
+  builder("unet", UNet, lambda rows: (rows["seen"],), absolute_error),
 )

@@ -10,8 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from scripts.league.layers import Mlp, activation, masked_mean
-from scripts.league.workload import Family, Form, Parts, split, supervised
+from scripts.league.layers import Mlp, masked_mean
+from scripts.league.workload import (
+  ACTIVATIONS,
+  Family,
+  Form,
+  Parts,
+  builder,
+  split,
+)
 
 ATOMS, KINDS, BONDS, PROPERTIES = 16, 6, 3, 12
 MISSING = 0.6
@@ -81,7 +88,7 @@ class GraphNetwork(nn.Module):
 
   @nn.compact
   def __call__(self, kind, bond, train):
-    act = activation(self.activation)
+    act = ACTIVATIONS[self.activation]
     drop = nn.Dropout(0.1, deterministic=not train)
     exists = (kind > 0).astype(jnp.float32)[..., None]
     x = nn.Embed(KINDS, self.width)(kind) * exists
@@ -100,22 +107,16 @@ def known_loss(logits, rows):
   return (each * rows["known"]).sum() / jnp.maximum(rows["known"].sum(), 1)
 
 
-def build(data: Parts, form: Form):
-  return supervised(
-    "gnn",
-    form,
-    data,
-    GraphNetwork(form.width, form.activation),
-    lambda rows: (rows["kind"], rows["bond"]),
-    known_loss,
-  )
-
-
 FAMILY = Family(
   "gnn",
   "graph network, drawn molecules",
   Form(32, "relu", 1.0, 32, 600),
   load,
-  build,
+  builder(
+    "gnn",
+    GraphNetwork,
+    lambda rows: (rows["kind"], rows["bond"]),
+    known_loss,
+  ),
   needs_data=False,
 )

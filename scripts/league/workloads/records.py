@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from scripts.league.layers import Block, positions
-from scripts.league.workload import Family, Form, Parts, split, supervised
+from scripts.league.workload import Family, Form, Parts, builder, split
 
 RECORD, SENTENCE, WORDS = 32, 32, 800
 NOTHING, BEGIN, END, RARE = range(4)
@@ -90,21 +90,15 @@ def word_loss(logits, rows):
   return (each * there).sum() / there.sum()
 
 
-def build(data: Parts, form: Form):
-  return supervised(
-    "translator",
-    form,
-    data,
-    Translator(form.width, form.activation),
-    lambda rows: (rows["record"], rows["sentence"][:, :-1]),
-    word_loss,
-  )
-
-
 FAMILY = Family(
   "translator",
   "encoder and decoder, E2E",
   Form(32, "gelu", 1.0, 12, 400),
   load,
-  build,
+  builder(
+    "translator",
+    Translator,
+    lambda rows: (rows["record"], rows["sentence"][:, :-1]),
+    word_loss,
+  ),
 )

@@ -15,10 +15,14 @@ LENGTH = 48
 
 def load(data_dir, *, held: int = 64) -> Parts:
   """A text to draw windows from, and windows held back from its last tenth."""
+  return parts_of(codes_of(data_dir), held)
+
+
+def codes_of(data_dir) -> np.ndarray:
+  """The text with a number for each symbol."""
   text, _ = data_sets.text_of(data_dir)
   symbols = {symbol: code for code, symbol in enumerate(sorted(set(text)))}
-  codes = np.array([symbols[symbol] for symbol in text], np.int32)
-  return parts_of(codes, held)
+  return np.array([symbols[symbol] for symbol in text], np.int32)
 
 
 def parts_of(codes, held: int) -> Parts:
@@ -27,6 +31,12 @@ def parts_of(codes, held: int) -> Parts:
   windows = codes[starts[:, None] + np.arange(LENGTH + 1)]
   # Alternate ones, so that both are of the same pages.
   return Parts(*map(jnp.asarray, (codes[:border], windows[::2], windows[1::2])))
+
+
+def windows(codes, key, count: int, length: int = LENGTH):
+  """`count` windows of `length` symbols and the one after them."""
+  starts = jax.random.randint(key, (count,), 0, codes.shape[0] - length - 1)
+  return codes[starts[:, None] + jnp.arange(length + 1)]
 
 
 class Gpt(nn.Module):
@@ -70,11 +80,6 @@ def build(name: str, module):
   def build_one(data: Parts, form: Form):
     symbols = 1 + int(max(part.max() for part in data))
 
-    def sample(data, key):
-      last = data.train.shape[0] - LENGTH - 1
-      starts = jax.random.randint(key, (form.batch_size,), 0, last)
-      return data.train[starts[:, None] + jnp.arange(LENGTH + 1)]
-
     return supervised(
       name,
       form,
@@ -82,7 +87,7 @@ def build(name: str, module):
       module(form.width, form.activation, symbols),
       lambda windows: (windows[:, :-1],),
       next_loss,
-      sample,
+      lambda data, key: windows(data.train, key, form.batch_size),
     )
 
   return build_one
