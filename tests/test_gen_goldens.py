@@ -231,7 +231,7 @@ def test_generalized_newton_equals_the_chain():
 
 
 def test_gen_lion_averages_over_its_memory():
-  """Its momentum's decay is GeN's averaging constant, unless one is given."""
+  """Its momentum's decay is the default rule's averaging constant."""
   start, loss = jnp.array([1.5, 1.0]), LOSSES["alternating"]
   base = optax.lion(1.0, b2=0.95)
   ready = run(gen_optax.gen_lion(0.01, b2=0.95), loss, start, 30)
@@ -243,6 +243,10 @@ def test_gen_lion_averages_over_its_memory():
   np.testing.assert_array_equal(ready.rate, run(long, loss, start, 30).rate)
   np.testing.assert_array_equal(chosen.rate, run(short, loss, start, 30).rate)
   assert ready.rate[-1] != chosen.rate[-1]
+  rule = gen_optax.greedy()
+  own = run(gen_optax.gen_lion(0.01, b2=0.95, rule=rule), loss, start, 30)
+  bare = gen_optax.generalized_newton(base, 0.01, rule=rule)
+  np.testing.assert_array_equal(own.rate, run(bare, loss, start, 30).rate)
 
 
 # The numpy reference over longer runs

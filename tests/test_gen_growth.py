@@ -1,4 +1,4 @@
-"""The rules that are passed by name: growth by agreement, and greedy."""
+"""The rule that grows while gradients agree."""
 
 import functools
 
@@ -37,9 +37,6 @@ def compiled(base, steps, **options):
     return run(optax.chain(BASES[base](), stage), alternating, start, steps)
 
   return go
-
-
-# Growth
 
 
 @pytest.mark.parametrize("every", [1, 4])
@@ -102,9 +99,9 @@ def test_a_sign_is_as_long_as_gradients_agree():
     noise = jnp.where(t < 50, 0.0, 300.0) * noise
     return jnp.vdot(1.0 + noise, w) + 5e-4 * jnp.vdot(w, w)
 
-  cosine = lambda steps: gen_state(
-    run(tx, loss, jnp.zeros(100), steps).state
-  ).memory.cosine
+  cosine = lambda steps: (
+    gen_state(run(tx, loss, jnp.zeros(100), steps).state).memory.cosine
+  )
   assert cosine(50) > 0.99
   # That of a normal vector with its own sign is 0.80, and this sign is made of
   # earlier ones too.
@@ -171,43 +168,3 @@ def test_the_line_is_a_ceiling():
 def test_a_constant_of_growth_that_is_out_of_range(name):
   with pytest.raises(ValueError, match=name):
     gen_optax.scale_by_gen(rule=Growth(**{name: -1.0}))
-
-
-# Greedy
-
-
-@pytest.mark.parametrize("base", ["sgd", "momentum", "rmsprop"])
-def test_a_greedy_step_ends_at_its_line_s_minimum(base):
-  loss = lambda w, t: jnp.sum(QUADRATIC * (w - 1.0) ** 2) / 2
-  stage = gen_optax.scale_by_gen(rule=gen_optax.greedy())
-  tx = optax.chain(BASES[base](), stage)
-  start = jnp.array([4.0, -3.0, 2.0])
-  found = jax.jit(lambda w: run(tx, loss, w, 12))(start)
-  points = np.concatenate([start[None], found.params])
-  move = np.diff(points, axis=0)
-  grad = QUADRATIC * (points[:-1] - 1.0)
-  short = -np.sum(grad * move, 1) / np.sum(QUADRATIC * move**2, 1)
-  downhill = np.sum(grad * move, 1) < 0
-  np.testing.assert_allclose(short[2:][downhill[2:]], 1.0, rtol=1e-6)
-  assert np.sum(downhill) > 8
-
-
-def test_without_fresh_slopes_the_rule_is_greedy():
-  go = functools.partial(compiled, "momentum", 40)
-  found = go(fresh_slope=False)(jnp.ones(2), 1e-3)
-  same = go(rule=gen_optax.greedy(0.9))(jnp.ones(2), 1e-3)
-  np.testing.assert_array_equal(found.params, same.params)
-
-
-def test_greedy_goes_deep_on_a_loss_without_noise():
-  problem = gen_optax.problems.rosenbrock()
-  loss = lambda w, t: problem.fn(w)
-  ends = {}
-  for name, rule in (
-    ("default", gen_optax.GenRule()),
-    ("greedy", gen_optax.greedy()),
-  ):
-    tx = gen_optax.gen_momentum(rule=rule)
-    go = jax.jit(lambda w, tx=tx: run(tx, loss, w, 1000).params[-1])
-    ends[name] = float(problem.fn(go(jnp.array([-1.2, 1.0]))))
-  assert ends["greedy"] < 1e-16 and ends["greedy"] < ends["default"]

@@ -81,7 +81,9 @@ def scale_by_gen(
       both to losses; "forward" and "hvp" differentiate exactly. See
       `gen_optax.gen.estimators`.
     probes: multiples of the current rate at which the loss is evaluated, zero
-      implied. None: (1,) for "known_slope", (-1, 1) for "fit".
+      implied. None: (1,) for "known_slope", (-1, 1) for "fit", none for the
+      exact ones; given to those, the larger curvature counts of the derivative
+      and of the fit to these losses with the exact slope.
     degree: degree of the fitted polynomial, 2 to 4.
     evaluate: "vmap" evaluates the probes at once, "map" one after the other,
       with one perturbed copy of the parameters alive.
@@ -162,7 +164,7 @@ def scale_by_gen(
       # No step stands alone: nothing to watch for.
       rule = rule._replace(max_lead=None)
   needs_grad = not isinstance(rule, Greedy) or estimator == "known_slope"
-  exact = estimator in estimators.EXACT
+  exact = estimator in estimators.EXACT and probes is None
 
   def init_fn(params):
     dtype = trees.scalar_dtype(params)
