@@ -24,6 +24,11 @@ class Greedy(NamedTuple):
   smoothing: float = 0.0
   max_ratio: float = 10.0
 
+  @property
+  def needs_grad(self) -> bool:
+    """Its estimator may."""
+    return False
+
   def check(self):
     """Raises `ValueError` on a constant that is out of its range."""
     check_in("smoothing", self.smoothing, 0, 1)

@@ -89,6 +89,11 @@ class Growth(NamedTuple):
   first_share: float = 0.01
   max_ratio: float = 10.0
 
+  @property
+  def needs_grad(self) -> bool:
+    """For what fresh data see."""
+    return True
+
   def check(self):
     """Raises `ValueError` on a constant that is out of its range."""
     check_positive(answers=self.answers, ceiling=self.ceiling)

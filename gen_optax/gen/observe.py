@@ -27,7 +27,7 @@ class Observation(NamedTuple):
   grad: Any
   params: Any
   size: jax.Array
-  slope: jax.Array | None
+  slope: Any
   healthy: jax.Array
   outlier: jax.Array
 

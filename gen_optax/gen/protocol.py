@@ -1,6 +1,6 @@
 """What a rule is asked in a step of `scale_by_gen`, in this order."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax
 
@@ -60,8 +60,20 @@ class Taken(NamedTuple):
 class Rule(Protocol):
   """How the rate follows from gradients and lines. Its methods are pure."""
 
-  smoothing: Any
-  max_ratio: Any
+  @property
+  def smoothing(self) -> Any:
+    """Decay of the averages of slope and curvature."""
+
+  @property
+  def max_ratio(self) -> Any:
+    """The factor by which the rate falls where numbers are not finite."""
+
+  @property
+  def needs_grad(self) -> bool:
+    """Whether it looks at the raw gradient."""
+
+  def _replace(self, *, smoothing: Any = ...) -> Self:
+    """The rule with another `smoothing`."""
 
   def check(self) -> None:
     """Raises `ValueError` on a constant that is out of its range."""

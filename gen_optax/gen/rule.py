@@ -45,6 +45,11 @@ class GenRule(NamedTuple):
   max_ratio: float = 10.0
   max_lead: float | None = 2.0
 
+  @property
+  def needs_grad(self) -> bool:
+    """For what fresh data see."""
+    return True
+
   def check(self):
     """Raises `ValueError` on a constant that is out of its range."""
     check_in("smoothing", self.smoothing, 0, 1)

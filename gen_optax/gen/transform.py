@@ -163,7 +163,7 @@ def scale_by_gen(
     elif is_known(every) and every > 1:
       # No step stands alone: nothing to watch for.
       rule = rule._replace(max_lead=None)
-  needs_grad = not isinstance(rule, Greedy) or estimator == "known_slope"
+  needs_grad = rule.needs_grad or estimator == "known_slope"
   exact = estimator in estimators.EXACT and probes is None
 
   def init_fn(params):
