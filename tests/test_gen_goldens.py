@@ -30,6 +30,8 @@ from running import (
 import gen_optax
 from gen_optax.gen import rule
 from gen_optax.gen.paper import paper_rule
+from gen_optax.gen.state import Parabola
+from gen_optax.helpers import mean
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -195,11 +197,16 @@ def test_g6_fresh_slope():
 def test_g6_without_the_distance(monkeypatch):
   """The rule of the derivation: fresh data may take nine tenths of the rate."""
 
-  def tenth(_, averages):
-    slope, curvature = averages.line.sum
-    return 0.1 * slope / curvature
+  learn = rule.learn
 
-  monkeypatch.setattr(rule, "distance_rate", tenth)
+  def with_a_tenth(constants, fit, averages, *others):
+    new = Parabola(fit.slope, fit.curvature)
+    slope, curvature = mean.include(averages.line, new, constants.smoothing).sum
+    tenth = 0.1 * slope / curvature
+    monkeypatch.setattr(rule, "distance_rate", lambda *_: tenth)
+    return learn(constants, fit, averages, *others)
+
+  monkeypatch.setattr(rule, "learn", with_a_tenth)
   start = jnp.array([1.5, 1.0])
   found = run(default(learning_rate=0.01), LOSSES["alternating"], start, 8)
   assert_digits(found.rate, f"{G6} .0130546407728 .0107830261589")

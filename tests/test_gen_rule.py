@@ -249,15 +249,17 @@ def test_smoothing_is_the_rule_s_unless_given():
   assert smoothing_of(rule=half, smoothing=0.7) == pytest.approx(0.7)
 
 
-def test_lion_averages_over_its_memory_whatever_the_rule():
+def test_lion_averages_over_its_memory_unless_told():
   def weight_of(**options):
     tx, w = gen_optax.gen_lion(**options), jnp.ones(2)
     _, state, _ = step(tx, lambda w: jnp.sum(w**2), w, tx.init(w))
     return float(gen_state(state).averages.line.weight)
 
-  bounded = rule.GenRule(max_lead=None)
-  assert weight_of(rule=bounded) == pytest.approx(1 - 0.99)
-  assert weight_of(rule=bounded, smoothing=0.5) == pytest.approx(0.5)
+  assert weight_of() == pytest.approx(1 - 0.99)
+  assert weight_of(smoothing=0.5) == pytest.approx(0.5)
+  given = rule.GenRule(smoothing=0.7)
+  assert weight_of(rule=given) == pytest.approx(0.3)
+  assert weight_of(rule=given, smoothing=0.5) == pytest.approx(0.5)
 
 
 def test_a_small_ratio_leaves_the_first_search_alone():

@@ -7,8 +7,8 @@ on the loss of what is held back, read at the parameters: at the end (the mean
 of the last tenth of forty evaluations) and at the worst (since the trouble
 began, or since a quarter of the run).
 
-    python -m scripts.robustness.troubles           three seeds
-    python -m scripts.robustness.troubles --quick   one, a tenth of the steps
+    python -m scripts.league.troubles           three seeds
+    python -m scripts.league.troubles --quick   one, a tenth of the steps
 
 Seeds are 1, 2, 3, of start, batches and dropout; labels that go wrong are drawn
 from the batch's own key.
@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 import gen_optax
 from scripts.common import cli, report
+from scripts.league.development import rare
 from scripts.league.development.families import FAMILIES
 from scripts.league.workload import Family
-from scripts.robustness import rare
 
 EVALUATIONS = 40
 # What counts as the end.
