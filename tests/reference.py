@@ -197,53 +197,6 @@ class DefaultRule:
 
 
 @dataclasses.dataclass
-class GrowthRule(DefaultRule):
-  """Growth while fresh gradients agree with the way come."""
-
-  answers: float = 0.3
-  ceiling: float = 2.0
-  first_share: float = 0.01
-
-  def __post_init__(self):
-    super().__post_init__()
-    self.N = self.M = 0.0
-    self.products, self.cosine = np.zeros(3), 1.0
-
-  def step(self, w, grad, u, value_fn):
-    value, b = value_fn(w), -grad @ u
-    self.start = w if self.start is None else self.start
-    new = np.array([b, grad @ grad, u @ u])
-    self.products = 0.97 * self.products + 0.03 * new
-    slope, of_grad, of_update = self.products
-    rate = self.eta / self.cosine
-    self.cosine = np.clip(slope / np.sqrt(of_grad * of_update), 0.01, 1.0)
-    self.N += grad @ (self.start - w)
-    self.M += self.cosine * max(b, 0.0)
-    if self.t == 0:
-      self._calibrate(value_fn, w, u, value, b)
-    else:
-      grown = rate
-      if self.t < self.dense_start or self.t % self.every == 0:
-        grown = np.clip(self.answers * self.N / self.M, rate, 10 * rate)
-      self.N, self.M = self.N * rate / grown, self.M * rate / grown
-      self.eta = self.cosine * grown
-    if self.t < self.dense_start or self.t % self.every == 0:
-      curvature = self._bend(value_fn, w, u, value, b) / self.eta**2
-      self.wild |= self._is_wild(b, curvature)
-      share = self._share(b, curvature)
-      self.B = self.gamma * self.B + (1 - self.gamma) * share * b
-      self.A = self.gamma * self.A + (1 - self.gamma) * share * curvature
-      if self.t == 0:
-        self.eta *= self.first_share
-      if self.B > 0 and self.A > 0:
-        top = self.ceiling * self.B / self.A
-        self.eta = np.clip(top, self.eta / 10, self.eta)
-      self.n += 1
-    self.t += 1
-    return self.eta * u
-
-
-@dataclasses.dataclass
 class PaperRule:
   """Algorithm 1: smooth the optima, hold on rejection, no safeguards."""
 
