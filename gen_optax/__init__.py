@@ -12,6 +12,7 @@ Optimizers that set their own learning rate (GeN)
   generalized_newton      any optimizer, without a rate
   scale_by_gen            the stage after a complete optimizer
   GenRule                 the constants of its rule
+  greedy                  the rule for losses without noise
   scale_by_gen_paper      the paper's rule to the letter
   skip_implausible        keeps absurd gradients out of moments
   average_parameters, averaged_parameters, evaluate_at
@@ -77,6 +78,7 @@ from gen_optax.gen.alias import (
   gen_sgd,
   generalized_newton,
 )
+from gen_optax.gen.greedy import greedy
 from gen_optax.gen.paper import ScaleByGenPaperState, scale_by_gen_paper
 from gen_optax.gen.rule import GenRule
 from gen_optax.gen.stage import GenInfo
@@ -144,6 +146,7 @@ __all__ = [
   "gen_nadamw",
   "gen_sgd",
   "generalized_newton",
+  "greedy",
   "hutchinson_diagonal",
   "hvp",
   "keep_extra_args",

@@ -71,7 +71,7 @@ def steps_of(base, loss=quadratic, **options):
 @pytest.mark.parametrize("base", WITHOUT_MEMORY)
 def test_without_memory_a_step_ends_at_its_line_s_minimum(base):
   state, short = steps_of(base)
-  assert state.momentum_free
+  assert state.memory.momentum_free
   np.testing.assert_allclose(short[LATE:], 1.0, rtol=1e-6)
   assert np.median(np.abs(short[1:DENSE] - 1)) > 0.1
 
@@ -79,7 +79,7 @@ def test_without_memory_a_step_ends_at_its_line_s_minimum(base):
 @pytest.mark.parametrize("base", WITH_MEMORY)
 def test_momentum_shows_in_the_dense_start(base):
   state, short = steps_of(base)
-  assert not state.momentum_free
+  assert not state.memory.momentum_free
   assert np.median(np.abs(short[LATE:] - 1)) > 0.1
 
 
@@ -96,5 +96,5 @@ def test_what_else_averages(options):
 
 def test_noise_is_averaged():
   state, short = steps_of("sgd", noisy)
-  assert state.momentum_free
+  assert state.memory.momentum_free
   assert np.min(np.abs(short[LATE:] - 1)) > 0.1

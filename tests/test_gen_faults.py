@@ -79,7 +79,7 @@ def test_fresh_data_see_each_step_that_was_taken_once(ready):
   weights = []
   for t in range(8):
     w, state, _ = train(w, state, t == 5, np.nan)
-    weights.append(float(gen_state(state).averages.fresh_slope.weight))
+    weights.append(float(gen_state(state).memory.fresh_slope.weight))
   grew = np.diff(weights) > 0
   # The gradient of step 5 sees step 4; step 6 has nothing to see.
   np.testing.assert_array_equal(grew, [True] * 5 + [False, True])
@@ -94,10 +94,10 @@ def test_fresh_data_see_no_step_that_was_zero():
   w = jnp.array([20.0, -9.0])
   state, moved, grew = tx.init(w), [], []
   for _ in range(12):
-    before, weight = w, gen_state(state).averages.fresh_slope.weight
+    before, weight = w, gen_state(state).memory.fresh_slope.weight
     w, state, _ = step(tx, loss, w, state)
     moved.append(bool(jnp.any(w != before)))
-    grew.append(bool(gen_state(state).averages.fresh_slope.weight > weight))
+    grew.append(bool(gen_state(state).memory.fresh_slope.weight > weight))
   assert any(moved) and not all(moved)
   assert grew[1:] == moved[:-1]
 
@@ -116,7 +116,7 @@ def test_updates_that_grow_for_good_are_fitted_lazily_again():
   for _ in range(120):
     w, state, _ = go_on(w, state)
     inner = gen_state(state)
-    wild.append(not bool(inner.follows))
+    wild.append(not bool(inner.memory.follows))
   size = float(inner.averages.size)
   assert any(wild[40:60]) and not any(wild[100:])
   np.testing.assert_allclose(size, 2 * 3000.0**2, rtol=0.5)

@@ -30,6 +30,8 @@ from running import (
 import gen_optax
 from gen_optax.gen import rule
 from gen_optax.gen.paper import paper_rule
+from gen_optax.gen.state import Parabola
+from gen_optax.helpers import mean
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -195,11 +197,16 @@ def test_g6_fresh_slope():
 def test_g6_without_the_distance(monkeypatch):
   """The rule of the derivation: fresh data may take nine tenths of the rate."""
 
-  def tenth(_, averages):
-    slope, curvature = averages.line.sum
-    return 0.1 * slope / curvature
+  learn = rule.learn
 
-  monkeypatch.setattr(rule, "distance_rate", tenth)
+  def with_a_tenth(constants, fit, averages, *others):
+    new = Parabola(fit.slope, fit.curvature)
+    slope, curvature = mean.include(averages.line, new, constants.smoothing).sum
+    tenth = 0.1 * slope / curvature
+    monkeypatch.setattr(rule, "distance_rate", lambda *_: tenth)
+    return learn(constants, fit, averages, *others)
+
+  monkeypatch.setattr(rule, "learn", with_a_tenth)
   start = jnp.array([1.5, 1.0])
   found = run(default(learning_rate=0.01), LOSSES["alternating"], start, 8)
   assert_digits(found.rate, f"{G6} .0130546407728 .0107830261589")
@@ -231,7 +238,7 @@ def test_generalized_newton_equals_the_chain():
 
 
 def test_gen_lion_averages_over_its_memory():
-  """Its momentum's decay is GeN's averaging constant, unless one is given."""
+  """Its momentum's decay is the default rule's averaging constant."""
   start, loss = jnp.array([1.5, 1.0]), LOSSES["alternating"]
   base = optax.lion(1.0, b2=0.95)
   ready = run(gen_optax.gen_lion(0.01, b2=0.95), loss, start, 30)
@@ -243,6 +250,10 @@ def test_gen_lion_averages_over_its_memory():
   np.testing.assert_array_equal(ready.rate, run(long, loss, start, 30).rate)
   np.testing.assert_array_equal(chosen.rate, run(short, loss, start, 30).rate)
   assert ready.rate[-1] != chosen.rate[-1]
+  rule = gen_optax.greedy()
+  own = run(gen_optax.gen_lion(0.01, b2=0.95, rule=rule), loss, start, 30)
+  bare = gen_optax.generalized_newton(base, 0.01, rule=rule)
+  np.testing.assert_array_equal(own.rate, run(bare, loss, start, 30).rate)
 
 
 # The numpy reference over longer runs

@@ -5,10 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gen_optax.gen import outliers, rule
+from gen_optax.gen import outliers, rule, trace
 from gen_optax.gen.fit import LineFit, unknown_fit
+from gen_optax.gen.observe import Observation
+from gen_optax.gen.protocol import Taken
 from gen_optax.gen.search import fit_or_search, search_step
 from gen_optax.gen.state import forget_fits, no_averages
+
+NO_TRACE = trace.no_trace(jnp.zeros(1), jnp.float32)
 
 
 @pytest.mark.parametrize("curvature", [1e3, 1e20])
@@ -19,7 +23,7 @@ def test_an_absurd_fit_weighs_less_than_a_steep_one(curvature):
   after = []
   for a in [1.0] * 60 + [curvature] + [1.0] * 40:
     rate, averages, _ = rule.learn(
-      rule.GenRule(), fit(a), averages, rate, False
+      rule.GenRule(), fit(a), averages, NO_TRACE, rate, False
     )
     after.append(float(rate))
   assert after[59] == pytest.approx(1.0)
@@ -38,23 +42,31 @@ def test_a_loss_that_grows_for_good_is_learnt():
   for x in [1.0] * 60 + [1e8] * 40:
     outliers_met.append(bool(outliers.is_outlier_fit(fit(x), averages, rate)))
     rate, averages, _ = rule.learn(
-      rule.GenRule(), fit(x), averages, rate, False
+      rule.GenRule(), fit(x), averages, NO_TRACE, rate, False
     )
   assert not any(outliers_met[:60]) and outliers_met[60]
   assert not any(outliers_met[90:])
 
 
-def test_an_outlying_update_counts_ten_in_the_size_and_nothing_in_the_path():
-  one = jnp.float32(1.0)
-  averages = no_averages(jnp.float32)._replace(
-    size=2 * one, sum_sq_norms=7 * one
-  )
-  far, taken = (
-    outliers.include_size(averages, jnp.float32(1e20), jnp.asarray(outlier))
-    for outlier in (True, False)
-  )
+def test_an_outlying_update_counts_ten_in_the_size():
+  averages = no_averages(jnp.float32)._replace(size=jnp.float32(2.0))
+  far = outliers.include_size(averages, jnp.float32(1e20))
   np.testing.assert_allclose(far.size, 0.9 * 2 + 0.1 * 20, rtol=1e-6)
-  assert far.sum_sq_norms == 7 and taken.sum_sq_norms > 1e19
+
+
+@pytest.mark.parametrize(
+  "taken, outlier, length",
+  [(True, False, 7 + 9), (True, True, 7), (False, False, 7)],
+)
+def test_what_counts_in_the_path(taken, outlier, length):
+  """Neither an outlier nor a step that was withheld."""
+  w, yes = jnp.zeros(1), jnp.ones((), bool)
+  memory = NO_TRACE._replace(sum_sq_norms=jnp.float32(7.0))
+  seen = Observation(0, None, None, None, jnp.float32(9.0), None, yes, ~yes)
+  step = Taken(w, 1.0, 1.0, yes & taken, yes & outlier)
+  after = rule.GenRule().follow(memory, memory, seen, step)
+  assert after.sum_sq_norms == length
+  assert after.follows == (taken and not outlier)
 
 
 @pytest.mark.parametrize(
@@ -70,10 +82,12 @@ def test_what_makes_a_first_fit_absurd(fits, optimum, absurd):
   )
   averages = no_averages(jnp.float32)
   for _ in range(fits):
-    _, averages, _ = rule.learn(rule.GenRule(), fit(1.0), averages, 1.0, False)
+    _, averages, _ = rule.learn(
+      rule.GenRule(), fit(1.0), averages, NO_TRACE, 1.0, False
+    )
   assert outliers.contradicts_first(fit(optimum), averages, 1.0, 0.9) == absurd
-  kept = forget_fits(averages._replace(sum_sq_norms=jnp.float32(7.0)), True)
-  assert not any(jax.tree.leaves(kept.line)) and kept.sum_sq_norms == 7
+  kept = forget_fits(averages._replace(size=jnp.float32(7.0)), True)
+  assert not any(jax.tree.leaves(kept.line)) and kept.size == 7
 
 
 # The search

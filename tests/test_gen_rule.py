@@ -8,12 +8,13 @@ import pytest
 from running import fit_of, gen_state, step
 
 import gen_optax
-from gen_optax.gen import rule
+from gen_optax.gen import observe, rule, search, trace
 from gen_optax.gen.state import Parabola, no_averages
 from gen_optax.helpers import mean
 from gen_optax.helpers.mean import Mean
 
 in_float64 = pytest.mark.usefixtures("x64")
+NO_TRACE = trace.no_trace(jnp.zeros(1), jnp.float32)
 
 
 @in_float64
@@ -35,6 +36,7 @@ def test_the_first_fit_divides_grows_or_holds(slope, curvature, rate, accepted):
     rule.GenRule(),
     fit_of(slope, curvature),
     no_averages(jnp.float64),
+    NO_TRACE,
     jnp.asarray(0.1),
     False,
   )
@@ -53,6 +55,7 @@ def test_the_averages_divide_and_not_the_quotients():
       rule.GenRule(smoothing=0.5),
       fit_of(1.0, curvature),
       averages,
+      NO_TRACE,
       rate,
       False,
     )
@@ -68,6 +71,7 @@ def test_a_wall_in_the_curvature_is_forgotten():
       rule.GenRule(smoothing=0.9),
       fit_of(1.0, curvature),
       averages,
+      NO_TRACE,
       rate,
       False,
     )
@@ -75,18 +79,25 @@ def test_a_wall_in_the_curvature_is_forgotten():
   np.testing.assert_allclose(rate, 1.0, rtol=0.2)
 
 
+def trial_of(fit):
+  """A trial that ended with a fit, on a line like the others."""
+  one, no = jnp.float32(1.0), jnp.zeros((), bool)
+  return search.Trial(one, one, one, fit, 1, no, no, no, no)
+
+
 # Each line's own optimum
 
 HALF = rule.GenRule(smoothing=0.5)
 
 
-def after_one(fresh):
-  """Averages over two, after a fit of slope 1 and curvature 1."""
+def after_one(fresh, **more):
+  """Averages over two, and the trace, after a fit of slope 1, curvature 1."""
   one = jnp.ones(())
-  return no_averages(jnp.float64)._replace(
-    line=Mean(Parabola(one / 2, one / 2), one / 2),
-    fresh_slope=Mean(one * fresh, one),
+  averages = no_averages(jnp.float64)._replace(
+    line=Mean(Parabola(one / 2, one / 2), one / 2)
   )
+  fresh = Mean(one * fresh, one)
+  return averages, NO_TRACE._replace(fresh_slope=fresh, **more)
 
 
 @in_float64
@@ -102,7 +113,7 @@ def after_one(fresh):
 )
 def test_where_a_line_s_own_optimum_is_taken(curvature, fresh, alone, rate):
   found, _, _ = rule.learn(
-    HALF, fit_of(1.0, curvature), after_one(fresh), jnp.ones(()), alone
+    HALF, fit_of(1.0, curvature), *after_one(fresh), jnp.ones(()), alone
   )
   np.testing.assert_allclose(found, rate, rtol=1e-12)
 
@@ -111,7 +122,7 @@ def test_where_a_line_s_own_optimum_is_taken(curvature, fresh, alone, rate):
 def test_a_line_is_at_most_twice_as_long_as_the_averages_say():
   """They say 0.75 / 0.255, and its own fit 100."""
   found, _, _ = rule.learn(
-    HALF, fit_of(1.0, 0.01), after_one(fresh=1.0), jnp.array(20.0), True
+    HALF, fit_of(1.0, 0.01), *after_one(fresh=1.0), jnp.array(20.0), True
   )
   np.testing.assert_allclose(found, 1.5 / 0.255, rtol=1e-12)
 
@@ -130,7 +141,7 @@ def test_a_line_is_at_most_twice_as_long_as_the_averages_say():
   ],
 )
 def test_what_tells_of_memory(slope, sizes, said):
-  assert rule.has_momentum(jnp.asarray(slope), jnp.asarray(sizes)) == said
+  assert trace.has_momentum(jnp.asarray(slope), jnp.asarray(sizes)) == said
 
 
 # The constants
@@ -153,7 +164,7 @@ def test_each_constant_of_the_average(constants, rate):
   """Averages 1/2 and 1/2 of weight 1/2, then a fit (1, 1) at rate 0.2."""
   half = rule.GenRule(**({"smoothing": 0.5} | constants))
   found, _, _ = rule.learn(
-    half, fit_of(1.0, 1.0), after_one(1.0), jnp.array(0.2), False
+    half, fit_of(1.0, 1.0), *after_one(1.0), jnp.array(0.2), False
   )
   np.testing.assert_allclose(found, rate, rtol=1e-12)
 
@@ -163,10 +174,10 @@ def test_each_constant_of_the_average(constants, rate):
 def test_the_distance_bounds_the_rate_from_below(share, rate):
   """Fresh data see a tenth of the slope, and updates have gone a long way."""
   one = jnp.ones(())
-  averages = after_one(0.1)._replace(max_distance=2 * one, sum_sq_norms=4 * one)
+  memory = after_one(0.1, max_distance=2 * one, sum_sq_norms=4 * one)
   found, _, _ = rule.learn(
     rule.GenRule(smoothing=0.5, distance_share=share),
-    *(fit_of(1.0, 1.0), averages, one, False),
+    *(fit_of(1.0, 1.0), *memory, one, False),
   )
   np.testing.assert_allclose(found, rate, rtol=1e-12)
 
@@ -178,18 +189,27 @@ def test_the_distance_bounds_the_rate_from_below(share, rate):
 def test_how_far_a_line_leads(lead, rate):
   found, _, _ = rule.learn(
     rule.GenRule(smoothing=0.5, max_lead=lead),
-    *(fit_of(1.0, 0.01), after_one(1.0), jnp.array(20.0), True),
+    *(fit_of(1.0, 0.01), *after_one(1.0), jnp.array(20.0), True),
   )
   np.testing.assert_allclose(found, rate, rtol=1e-12)
 
 
 def test_the_average_of_fresh_slopes():
-  averages = no_averages(jnp.float32)
+  """Batches that see slopes 1 and 3 at the start of the step before them."""
+  constants = rule.GenRule(fresh_smoothing=0.5)
+  memory = NO_TRACE._replace(follows=jnp.ones((), bool))
+  seen = observe.Observation(0, None, None, None, 0.0, 0.0, True, False)
   for slope in (1.0, 3.0):
-    averages = rule.include_fresh_slope(
-      rule.GenRule(fresh_smoothing=0.5), averages, jnp.float32(slope)
-    )
-  found = mean.value(averages.fresh_slope)
+    memory = constants.learn(
+      (memory, jnp.float32(-slope)),
+      no_averages(jnp.float32),
+      seen,
+      trial_of(fit_of(1.0, 1.0)),
+      jnp.float32(1.0),
+      first=False,
+      alone=False,
+    ).memory
+  found = mean.value(memory.fresh_slope)
   np.testing.assert_allclose(found, (0.25 * 1 + 0.5 * 3) / 0.75, rtol=1e-6)
 
 
@@ -229,15 +249,17 @@ def test_smoothing_is_the_rule_s_unless_given():
   assert smoothing_of(rule=half, smoothing=0.7) == pytest.approx(0.7)
 
 
-def test_lion_averages_over_its_memory_whatever_the_rule():
+def test_lion_averages_over_its_memory_unless_told():
   def weight_of(**options):
     tx, w = gen_optax.gen_lion(**options), jnp.ones(2)
     _, state, _ = step(tx, lambda w: jnp.sum(w**2), w, tx.init(w))
     return float(gen_state(state).averages.line.weight)
 
-  bounded = rule.GenRule(max_lead=None)
-  assert weight_of(rule=bounded) == pytest.approx(1 - 0.99)
-  assert weight_of(rule=bounded, smoothing=0.5) == pytest.approx(0.5)
+  assert weight_of() == pytest.approx(1 - 0.99)
+  assert weight_of(smoothing=0.5) == pytest.approx(0.5)
+  given = rule.GenRule(smoothing=0.7)
+  assert weight_of(rule=given) == pytest.approx(0.3)
+  assert weight_of(rule=given, smoothing=0.5) == pytest.approx(0.5)
 
 
 def test_a_small_ratio_leaves_the_first_search_alone():

@@ -53,9 +53,9 @@ GEN = {
 STAGES = {
   "gen": (functools.partial(gen_optax.scale_by_gen, estimator="fit"), GEN),
   "gen, dense_start": (gen_optax.scale_by_gen, {"dense_start": [-1]}),
-  "gen, probes of no use": (
+  "gen, exact": (
     functools.partial(gen_optax.scale_by_gen, estimator="hvp"),
-    {"probes": [(1.0,)]},
+    {"probes": [(), (0.0,), (np.nan,)]},
   ),
   "gen paper": (
     lambda **options: gen_optax.scale_by_gen_paper(

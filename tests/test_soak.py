@@ -21,7 +21,7 @@ STILL = {
     ("test loss", 1 + 0 * T, "steady"),
     ("test loss", 1 + T, "loss rises"),
     ("['parameters']['w']", np.sqrt(T), "grows: ['parameters']['w']"),
-    ("['state'].averages.sum_sq_norms", 1e3 * T, "steady"),
+    ("['state'].memory.sum_sq_norms", 1e3 * T, "steady"),
     ("['parameters']['w']", np.where(T < 0.9, 1, np.nan), "not finite"),
     ("['state'].learning_rate", 1e-8 + 0 * T, "rate"),
     ("['state'].u['w']", np.where(T < 0.6, 2, 4.0), "gauge"),

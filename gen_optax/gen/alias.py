@@ -8,6 +8,7 @@ from typing import Any
 import optax
 
 from gen_optax.averaging import average_parameters
+from gen_optax.gen.rule import GenRule
 from gen_optax.gen.transform import scale_by_gen
 from gen_optax.guards.skip import skip_implausible
 from gen_optax.helpers.checks import take_optimizer
@@ -301,14 +302,15 @@ def gen_lion(
   """Lion with GeN's rate.
 
   Its direction remembers a hundred gradients and never changes its length, so
-  GeN averages over a hundred fits, not over ten: `smoothing` is `b2`.
+  GeN averages over a hundred fits, not over ten: the default rule's `smoothing`
+  is `b2`.
 
   Args:
     learning_rate: where the search for the first rate starts, positive.
     b1, b2, weight_decay, mask: as in `optax.lion`.
     average: as in `generalized_newton`.
-    **gen_options: the options of `scale_by_gen`; `smoothing` is `b2` unless
-      given, whatever `rule` says.
+    **gen_options: the options of `scale_by_gen`; `rule` is
+      `GenRule(smoothing=b2)` unless given.
 
   Returns:
     As `generalized_newton`, at the same cost.
@@ -326,7 +328,7 @@ def gen_lion(
     al., Symbolic discovery of optimization algorithms, 2023.
   """
   base = optax.lion(1.0, b1=b1, b2=b2, weight_decay=weight_decay, mask=mask)
-  options = {"smoothing": b2} | gen_options
+  options = {"rule": GenRule(smoothing=b2)} | gen_options
   return generalized_newton(base, learning_rate, average=average, **options)
 
 

@@ -8,7 +8,8 @@
 | `"hvp"`         | exact            | exact            | about 2 (F + B)  |
 
 The passes of the two fits are those of their default probes; a loss at zero
-that the caller did not hand over is one more.
+that the caller did not hand over is one more. An exact estimator that is given
+probes evaluates them too, and takes the larger curvature of the two.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from gen_optax.gen.fit import (
   check_probes,
   exact_fit,
   fit_losses,
+  steeper,
 )
 from gen_optax.helpers.checks import require_leaves
 from gen_optax.helpers.rounding import FITTED
@@ -30,7 +32,7 @@ from gen_optax.oracle import hessian, line
 Estimator = Literal["known_slope", "fit", "forward", "hvp"]
 Estimate = Callable[..., LineFit]
 
-# Their fit is the same at every rate.
+# Without probes their fit is the same at every rate.
 EXACT = ("forward", "hvp")
 DEFAULT_PROBES = {"known_slope": (1.0,), "fit": (-1.0, 1.0)}
 
@@ -55,17 +57,16 @@ def make_estimate(
     probes = check_probes(probes, degree, known_slope)
     return _fitted(probes, degree, evaluate, known_slope, rounding)
   if estimator in EXACT:
+    chords = None
     if probes is not None:
-      raise ValueError(
-        f"probes={probes!r} mean nothing to estimator={estimator!r}, which "
-        "evaluates no losses along the line; leave probes=None."
-      )
+      probes = check_probes(probes, degree, True)
+      chords = _fitted(probes, degree, evaluate, True, rounding)
     exact = (
       line.exact_by_forward_mode
       if estimator == "forward"
       else hessian.exact_by_hvp
     )
-    return _exact(exact)
+    return _exact(exact, chords)
   raise ValueError(
     'estimator must be "known_slope", "fit", "forward" or "hvp", got '
     f"{estimator!r}."
@@ -96,9 +97,9 @@ def _fitted(probes, degree, evaluate, known_slope, rounding) -> Estimate:
   return estimate
 
 
-def _exact(derivatives) -> Estimate:
+def _exact(derivatives, chords: Estimate | None) -> Estimate:
   def estimate(value_fn, params, direction, rate, value, slope):
-    del value, slope
+    del slope
     require_leaves("an exact estimator", params, jnp.inexact)
     # They do not depend on the rate, so the compiler would move them out of the
     # loop and evaluate them on every step.
@@ -106,6 +107,12 @@ def _exact(derivatives) -> Estimate:
       (params, direction, rate)
     )
     found = derivatives(value_fn, params, direction)
-    return exact_fit(found.first, found.second, rate.dtype)
+    fit = exact_fit(found.first, found.second, rate.dtype)
+    if chords is None:
+      return fit
+    # Where the line is far from a parabola, the rate that its derivatives
+    # promise may raise the loss; the chord knows the way there.
+    chord = chords(value_fn, params, direction, rate, value, fit.slope)
+    return steeper(fit, chord)
 
   return estimate

@@ -183,6 +183,16 @@ def exact_fit(first: jax.Array, second: jax.Array, dtype) -> LineFit:
   return LineFit(slope, curvature, _ratio(slope, curvature), quality, finite)
 
 
+def steeper(exact: LineFit, chord: LineFit) -> LineFit:
+  """The exact fit with the larger curvature of the two, the shorter optimum."""
+  curvature = jnp.maximum(exact.curvature, chord.curvature)
+  return exact._replace(
+    curvature=curvature,
+    optimum=_ratio(exact.slope, curvature),
+    finite=exact.finite & chord.finite,
+  )
+
+
 def unknown_fit(dtype) -> LineFit:
   """A fit that says nothing: the state before the first one."""
   # A buffer each: donated state must not name one twice.

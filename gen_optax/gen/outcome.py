@@ -8,10 +8,9 @@ import optax
 
 from gen_optax.gen import outliers
 from gen_optax.gen.observe import Observation
-from gen_optax.gen.rule import MIN_RATE, GenRule, include_fresh_slope, learn
-from gen_optax.gen.search import Trial
-from gen_optax.gen.state import Averages, ScaleByGenState, forget_fits
-from gen_optax.helpers import mean
+from gen_optax.gen.protocol import Lesson, Look, Rule
+from gen_optax.gen.search import MIN_RATE, Trial
+from gen_optax.gen.state import ScaleByGenState, forget_fits
 
 
 class Outcome(NamedTuple):
@@ -63,7 +62,7 @@ def conclude(
 
 
 def forget_first_fit(
-  rule: GenRule, state: ScaleByGenState, trial: Trial, outcome: Outcome
+  rule: Rule, state: ScaleByGenState, trial: Trial, outcome: Outcome
 ) -> tuple[ScaleByGenState, Trial]:
   """Starts the averages anew from a second fit that contradicts the first.
 
@@ -77,53 +76,38 @@ def forget_first_fit(
   return state._replace(averages=averages), trial._replace(rate=rate)
 
 
-def next_rate(
-  rule: GenRule,
+def learn(
+  rule: Rule,
   state: ScaleByGenState,
+  seen: Look,
   observed: Observation,
   trial: Trial,
   outcome: Outcome,
-  per_step: jax.Array,
-) -> tuple[jax.Array, Averages, jax.Array]:
-  """The rate after the step, the averages, and whether the rate was learned."""
-  rate, averages = state.learning_rate, state.averages
-  if observed.directional_derivative is not None:
-    # A step of length e along u met the curvature A: in this batch's eyes the
-    # slope at its start was e A - <grad, u>.
-    slope = state.curvature_times_step - observed.directional_derivative
-    averages = optax.tree.where(
-      state.follows & observed.healthy & ~trial.outlier,
-      include_fresh_slope(rule, averages, slope),
-      averages,
-    )
+  alone: jax.Array,
+) -> Lesson:
+  """What the rule learns from the trial, as far as it can be believed."""
+  old = state.learning_rate
   # An outlier has found a rate for this step alone; the lasting one moves on
   # from where it was.
-  probed = jnp.where(trial.outlier, rate, trial.rate)
-  learned, after, accepted = learn(rule, trial.fit, averages, probed, per_step)
-  averages = optax.tree.where(outcome.fitted, after, averages)
-  averages = optax.tree.where(
-    outcome.taken,
-    outliers.include_size(averages, observed.size, trial.outlier),
-    averages,
+  probed = jnp.where(trial.outlier, old, trial.rate)
+  lesson = rule.learn(
+    seen.memory,
+    state.averages,
+    observed,
+    trial,
+    probed,
+    first=outcome.calibrated & ~state.calibrated,
+    alone=alone,
   )
-  shorter = jnp.maximum(rate / rule.max_ratio, MIN_RATE)
-  kept = jnp.where(outcome.failed, shorter, rate)
-  learned = jnp.where(outcome.fitted, learned, kept)
-  return learned, averages, accepted & outcome.fitted
-
-
-def remember_step(
-  state: ScaleByGenState,
-  updates: optax.Updates,
-  emitted: jax.Array,
-  trial: Trial,
-  due: jax.Array,
-  outcome: Outcome,
-) -> ScaleByGenState:
-  """What the next batch needs to tell the slope at the start of this step."""
-  usual = mean.value(state.averages.line).curvature
-  curvature = jnp.where(due, trial.fit.curvature, usual)
-  return state._replace(
-    previous_update=optax.tree.cast_like(updates, state.previous_update),
-    curvature_times_step=jnp.where(outcome.taken, emitted * curvature, 0.0),
+  averages = optax.tree.where(outcome.fitted, lesson.averages, state.averages)
+  averages = optax.tree.where(
+    outcome.taken, outliers.include_size(averages, observed.size), averages
+  )
+  shorter = jnp.maximum(seen.rate / rule.max_ratio, MIN_RATE)
+  kept = jnp.where(outcome.failed, shorter, seen.rate)
+  return Lesson(
+    rate=jnp.where(outcome.fitted, lesson.rate, kept),
+    averages=averages,
+    memory=lesson.memory,
+    accepted=lesson.accepted & outcome.fitted,
   )

@@ -59,15 +59,13 @@ def is_outlier_update(size, slope, averages: Averages, rate) -> jax.Array:
   return outlier
 
 
-def include_size(averages: Averages, size, outlier) -> Averages:
+def include_size(averages: Averages, size) -> Averages:
   """Takes in the squared norm of an update that was taken.
 
-  An outlier is no part of the path. It does count in the running scale, or
-  updates that have grown for good would stay outliers for good.
+  An outlier counts too, or updates that have grown for good would stay outliers
+  for good.
   """
-  known = scale.include(averages.size, size, FEW)
-  path = averages.sum_sq_norms + jnp.where(outlier, 0.0, size)
-  return averages._replace(size=known, sum_sq_norms=path)
+  return averages._replace(size=scale.include(averages.size, size, FEW))
 
 
 def weight(fit: LineFit, averages: Averages, rate) -> jax.Array:

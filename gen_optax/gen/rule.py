@@ -4,18 +4,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from gen_optax.gen import outliers
 from gen_optax.gen.fit import LineFit
+from gen_optax.gen.observe import Observation
+from gen_optax.gen.protocol import Lesson, Look, Taken
+from gen_optax.gen.search import MAX_RATE, MIN_RATE, Trial
 from gen_optax.gen.state import Averages, Parabola
-from gen_optax.helpers import mean
+from gen_optax.gen.trace import Trace, no_trace, refresh
+from gen_optax.helpers import mean, trees
 from gen_optax.helpers.checks import check_in, check_positive, is_known
-
-# Bounds that keep ten-fold moves inside float32.
-MIN_RATE, MAX_RATE = 1e-30, 1e30
-# The share of an update's slope that coordinates may take back which go uphill:
-# rounding does, and a weak decay of the weights.
-MAX_UPHILL = 1e-3
 
 
 class GenRule(NamedTuple):
@@ -46,25 +45,91 @@ class GenRule(NamedTuple):
   max_ratio: float = 10.0
   max_lead: float | None = 2.0
 
+  @property
+  def needs_grad(self) -> bool:
+    """For what fresh data see."""
+    return True
 
-def check_rule(rule: GenRule):
-  """Raises `ValueError` on a constant that is out of its range."""
-  if not isinstance(rule, GenRule):
-    raise ValueError(f"rule must be a gen_optax.GenRule, got {rule!r}.")
-  check_in("smoothing", rule.smoothing, 0, 1)
-  check_in("fresh_smoothing", rule.fresh_smoothing, 0, 1)
-  check_in("distance_share", rule.distance_share, 0, jnp.inf)
-  check_in("max_ratio", rule.max_ratio, 1, jnp.inf)
-  if is_known(rule.max_ratio) and rule.max_ratio == 1:
-    raise ValueError(
-      "max_ratio must be above 1, got 1: the rate could not move."
+  def check(self):
+    """Raises `ValueError` on a constant that is out of its range."""
+    check_in("smoothing", self.smoothing, 0, 1)
+    check_in("fresh_smoothing", self.fresh_smoothing, 0, 1)
+    check_in("distance_share", self.distance_share, 0, jnp.inf)
+    check_in("max_ratio", self.max_ratio, 1, jnp.inf)
+    if is_known(self.max_ratio) and self.max_ratio == 1:
+      raise ValueError(
+        "max_ratio must be above 1, got 1: the rate could not move."
+      )
+    if self.max_lead is not None:
+      check_positive(max_lead=self.max_lead)
+
+  def init(self, params, dtype) -> Trace:
+    """The memory before the first step."""
+    return no_trace(params, dtype)
+
+  def look(self, memory: Trace, observed: Observation, rate, due) -> Look:
+    """The slope that this batch sees along the last step, and the distance."""
+    del due
+    dtype = rate.dtype
+    # Before the fit, or the buffer of the previous update is copied.
+    derivative = trees.vdot(observed.grad, memory.previous_update, dtype)
+    leads = self.max_lead is not None
+    if leads or not is_known(self.distance_share) or self.distance_share > 0:
+      memory = refresh(memory, observed, leads)
+    return Look((memory, derivative), rate, jnp.isfinite(derivative))
+
+  def learn(
+    self,
+    memory,
+    averages: Averages,
+    observed: Observation,
+    trial: Trial,
+    rate,
+    *,
+    first,
+    alone,
+  ) -> Lesson:
+    """The fresh slope, then `learn`."""
+    del first
+    trace, derivative = memory
+    # A step of length e along u met the curvature A: in this batch's eyes the
+    # slope at its start was e A - <grad, u>.
+    slope = trace.curvature_times_step - derivative
+    fresh = mean.include(trace.fresh_slope, slope, self.fresh_smoothing)
+    counts = trace.follows & observed.healthy & ~trial.outlier
+    fresh = optax.tree.where(counts, fresh, trace.fresh_slope)
+    trace = trace._replace(fresh_slope=fresh)
+    alone = alone & trace.momentum_free
+    rate, averages, accepted = learn(
+      self, trial.fit, averages, trace, rate, alone
     )
-  if rule.max_lead is not None:
-    check_positive(max_lead=rule.max_lead)
+    return Lesson(rate, averages, trace, accepted)
+
+  def follow(self, memory: Trace, before, observed, step: Taken) -> Trace:
+    """What the next batch needs to tell the slope at the start of this step."""
+    del before
+    # An outlier is no part of the path.
+    counts = step.taken & ~step.outlier
+    size = jnp.where(counts, observed.size, 0.0)
+    return memory._replace(
+      sum_sq_norms=memory.sum_sq_norms + size,
+      previous_update=optax.tree.cast_like(
+        step.updates, memory.previous_update
+      ),
+      curvature_times_step=jnp.where(
+        step.taken, step.rate * step.curvature, 0.0
+      ),
+      follows=counts & (observed.size > 0),
+    )
 
 
 def learn(
-  rule: GenRule, fit: LineFit, averages: Averages, rate: jax.Array, per_step
+  rule: GenRule,
+  fit: LineFit,
+  averages: Averages,
+  trace: Trace,
+  rate: jax.Array,
+  per_step,
 ) -> tuple[jax.Array, Averages, jax.Array]:
   r"""Averages slope and curvature apart, then divides.
 
@@ -90,7 +155,8 @@ def learn(
   Args:
     rule: the constants.
     fit: a finite fit at `rate`.
-    averages: the memory before it; its `fresh_slope` includes this batch.
+    averages: before it.
+    trace: the memory before it; its `fresh_slope` includes this batch.
     rate: the rate that the fit probed.
     per_step: whether the next step has a fit of its own and the optimizer no
       momentum, so that no other step depends on this rate.
@@ -106,10 +172,10 @@ def learn(
   averages = averages._replace(line=line)
   slope, curvature = line.sum
 
-  fresh = mean.value(averages.fresh_slope) * line.weight
-  known = ~first & (averages.fresh_slope.weight > 0) & (slope > 0)
+  fresh = mean.value(trace.fresh_slope) * line.weight
+  known = ~first & (trace.fresh_slope.weight > 0) & (slope > 0)
   noiseless = known & (fresh >= slope)
-  least = distance_rate(rule, averages) * curvature
+  least = distance_rate(rule, trace) * curvature
   slope = jnp.where(known, jnp.clip(fresh, least, slope), slope)
 
   bends_up = curvature > 0
@@ -129,20 +195,7 @@ def learn(
   return new_rate, averages, accepted
 
 
-def include_fresh_slope(rule: GenRule, averages: Averages, slope) -> Averages:
-  """Takes in the slope of the last update as this batch sees it."""
-  fresh = mean.include(averages.fresh_slope, slope, rule.fresh_smoothing)
-  return averages._replace(fresh_slope=fresh)
-
-
-def include_distance(averages: Averages, distance) -> Averages:
-  """Takes in a distance from the start, where it is finite."""
-  farthest = averages.max_distance
-  farther = (distance > farthest) & jnp.isfinite(distance)
-  return averages._replace(max_distance=jnp.where(farther, distance, farthest))
-
-
-def distance_rate(rule: GenRule, averages: Averages) -> jax.Array:
+def distance_rate(rule: GenRule, trace: Trace) -> jax.Array:
   """A rate that needs no curvature; zero before the parameters have moved.
 
       distance_share max_s |w_s - w_0| / sqrt(sum_s |u_s|^2)
@@ -153,20 +206,7 @@ def distance_rate(rule: GenRule, averages: Averages) -> jax.Array:
   is weak it falls until nothing moves. The distance remembers that earlier
   steps got somewhere.
   """
-  moved = averages.sum_sq_norms > 0
-  root = jnp.sqrt(jnp.where(moved, averages.sum_sq_norms, 1.0))
-  distance = rule.distance_share * averages.max_distance
+  moved = trace.sum_sq_norms > 0
+  root = jnp.sqrt(jnp.where(moved, trace.sum_sq_norms, 1.0))
+  distance = rule.distance_share * trace.max_distance
   return jnp.where(moved, distance / root, 0.0)
-
-
-def has_momentum(slope, sizes) -> jax.Array:
-  """Whether an update goes uphill in some of its coordinates.
-
-  One of an optimizer without momentum goes along -g in each (SGD, RMSProp,
-  AdaGrad), so that the products whose sum is the `slope` all have one sign.
-
-  Args:
-    slope: -<g, u>.
-    sizes: the sum of |g_i| |u_i|.
-  """
-  return jnp.isfinite(sizes) & (slope < (1 - MAX_UPHILL) * sizes)

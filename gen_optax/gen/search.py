@@ -8,11 +8,12 @@ import jax.numpy as jnp
 
 from gen_optax.gen import outliers
 from gen_optax.gen.fit import LineFit, unknown_fit
-from gen_optax.gen.rule import MAX_RATE, MIN_RATE
 from gen_optax.gen.state import Averages
 from gen_optax.helpers.lazy import run_if
 from gen_optax.oracle import line
 
+# Bounds that keep ten-fold moves inside float32.
+MIN_RATE, MAX_RATE = 1e-30, 1e30
 # Trials of the search for a rate: 25 decades at most.
 MAX_TRIALS = 25
 DECADE = 10.0

@@ -18,22 +18,15 @@ class Parabola(NamedTuple):
 
 
 class Averages(NamedTuple):
-  """The memory of the default rule, all scalars.
+  """What is usual for a line, all scalars.
 
   Attributes:
     line: running mean of the `Parabola`s.
-    fresh_slope: running mean of b as the next batch sees it.
     size: the usual squared norm of the update.
-    sum_sq_norms: sum of the squared norms of the updates.
-    max_distance: largest distance from where the parameters started, of the
-      points at which it was computed.
   """
 
   line: Mean
-  fresh_slope: Mean
   size: jax.Array
-  sum_sq_norms: jax.Array
-  max_distance: jax.Array
 
 
 class ScaleByGenState(NamedTuple):
@@ -43,15 +36,8 @@ class ScaleByGenState(NamedTuple):
     count: number of calls, int32.
     learning_rate: the rate, in at least float32.
     calibrated: whether the first rate has been found.
-    averages: what the rule remembers of earlier lines.
-    previous_update: the last update, zero where it was withheld; None without
-      `fresh_slope`.
-    curvature_times_step: the last emitted rate times the curvature along it.
-    follows: whether the two above describe a step that was taken, neither zero
-      nor an outlier.
-    start: the parameters at the start; None without `fresh_slope`.
-    momentum_free: whether no update so far went uphill in a coordinate, as
-      those of an optimizer with momentum do; watched where `every` is 1.
+    averages: what is usual for a line.
+    memory: what the rule remembers besides.
     info: diagnostics.
   """
 
@@ -59,25 +45,15 @@ class ScaleByGenState(NamedTuple):
   learning_rate: jax.Array
   calibrated: jax.Array
   averages: Averages
-  previous_update: Any
-  curvature_times_step: jax.Array
-  follows: jax.Array
-  start: Any
-  momentum_free: jax.Array
+  memory: Any
   info: GenInfo
 
 
 def no_averages(dtype) -> Averages:
-  """The memory before the first step."""
+  """What is usual before the first step."""
   # A buffer each: donated state must not name one twice.
   zero = lambda: jnp.zeros((), dtype)
-  return Averages(
-    line=mean.no_mean(Parabola(zero(), zero()), dtype),
-    fresh_slope=mean.no_mean(zero(), dtype),
-    size=zero(),
-    sum_sq_norms=zero(),
-    max_distance=zero(),
-  )
+  return Averages(mean.no_mean(Parabola(zero(), zero()), dtype), zero())
 
 
 def usual_change(averages: Averages, rate) -> jax.Array:

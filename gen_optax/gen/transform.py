@@ -7,18 +7,15 @@ import optax
 
 from gen_optax.gen import estimators
 from gen_optax.gen.fit import unknown_fit
-from gen_optax.gen.observe import observe, refresh
-from gen_optax.gen.outcome import (
-  conclude,
-  forget_first_fit,
-  next_rate,
-  remember_step,
-)
-from gen_optax.gen.rule import GenRule, check_rule
+from gen_optax.gen.greedy import Greedy
+from gen_optax.gen.observe import observe
+from gen_optax.gen.outcome import conclude, forget_first_fit, learn
+from gen_optax.gen.protocol import Rule, Taken
+from gen_optax.gen.rule import GenRule
 from gen_optax.gen.search import decreases_loss, fit_or_search
 from gen_optax.gen.stage import Horizon, check_options, horizon_factor, report
 from gen_optax.gen.state import ScaleByGenState, no_averages
-from gen_optax.helpers import trees
+from gen_optax.helpers import mean, trees
 from gen_optax.helpers.checks import check_integers, is_known
 from gen_optax.helpers.lazy import run_if
 from gen_optax.oracle.closures import require, require_scalar
@@ -37,7 +34,7 @@ def scale_by_gen(
   fresh_slope: bool = True,
   smoothing: float | None = None,
   dense_start: int = 20,
-  rule: GenRule = GenRule(),
+  rule: Rule = GenRule(),
 ) -> optax.GradientTransformationExtraArgs:
   r"""Sets the learning rate from the loss along the update (GeN).
 
@@ -84,7 +81,9 @@ def scale_by_gen(
       both to losses; "forward" and "hvp" differentiate exactly. See
       `gen_optax.gen.estimators`.
     probes: multiples of the current rate at which the loss is evaluated, zero
-      implied. None: (1,) for "known_slope", (-1, 1) for "fit".
+      implied. None: (1,) for "known_slope", (-1, 1) for "fit", none for the
+      exact ones; given to those, the larger curvature counts of the derivative
+      and of the fit to these losses with the exact slope.
     degree: degree of the fitted polynomial, 2 to 4.
     evaluate: "vmap" evaluates the probes at once, "map" one after the other,
       with one perturbed copy of the parameters alive.
@@ -92,11 +91,13 @@ def scale_by_gen(
       emitted step (C.1), or a function from the step count to a factor. It
       never enters the averages.
     fresh_slope: whether to bound b by the slope on fresh data, and that from
-      below by r. Costs two buffers of the parameters' size.
+      below by r. Costs two buffers of the parameters' size. False: the greedy
+      rule with the default's `smoothing`.
     smoothing: the averaging constant gamma, in [0, 1). None: that of `rule`.
       `optax.inject_hyperparams` injects it where given.
     dense_start: number of first steps that all fit, at least 0.
-    rule: the constants of the rule.
+    rule: the constants of the default rule, or another rule:
+      `gen_optax.greedy()` for a loss that is the same function at every step.
 
   Under `optax.inject_hyperparams` name `degree` in `static_args`, and `probes`
   or a callable `horizon` where given.
@@ -147,18 +148,23 @@ def scale_by_gen(
     friend, 2023: the distance over gradients.
   """
   check_options(learning_rate, every, horizon)
-  check_rule(rule)
+  if not hasattr(rule, "look"):
+    raise ValueError(
+      f"rule must be a gen_optax.GenRule or gen_optax.greedy(), got {rule!r}."
+    )
   if smoothing is not None:
     rule = rule._replace(smoothing=smoothing)
-    check_rule(rule)
+  rule.check()
   check_integers(0, dense_start=dense_start)
   estimate = estimators.make_estimate(estimator, probes, degree, evaluate)
-  needs_grad = fresh_slope or estimator == "known_slope"
-  exact = estimator in estimators.EXACT
-  # Whether the rate may be each line's own optimum.
-  leads = fresh_slope and rule.max_lead is not None
-  leads = leads and not (is_known(every) and every > 1)
-  bounded = not is_known(rule.distance_share) or rule.distance_share > 0
+  if isinstance(rule, GenRule):
+    if not fresh_slope:
+      rule = Greedy(rule.smoothing, rule.max_ratio)
+    elif is_known(every) and every > 1:
+      # No step stands alone: nothing to watch for.
+      rule = rule._replace(max_lead=None)
+  needs_grad = rule.needs_grad or estimator == "known_slope"
+  exact = estimator in estimators.EXACT and probes is None
 
   def init_fn(params):
     dtype = trees.scalar_dtype(params)
@@ -168,11 +174,7 @@ def scale_by_gen(
       learning_rate=jnp.array(learning_rate, dtype),
       calibrated=jnp.zeros((), bool),
       averages=no_averages(dtype),
-      previous_update=optax.tree.zeros_like(params) if fresh_slope else None,
-      curvature_times_step=jnp.zeros((), dtype),
-      follows=jnp.zeros((), bool),
-      start=trees.copy(params) if fresh_slope else None,
-      momentum_free=jnp.ones((), bool),
+      memory=rule.init(params, dtype),
       info=report(unknown_fit(dtype), False, False),
     )
 
@@ -188,17 +190,19 @@ def scale_by_gen(
   ):
     del extra_args
     _check_arguments(needs_grad, params, value_fn, value, grad)
-    observed = observe(state, updates, grad, value)
-    if fresh_slope and (bounded or leads):
-      state = refresh(state, observed, updates, grad, params, leads)
-
+    observed = observe(state, updates, grad, params, value)
     due = (state.count < dense_start) | (state.count % every == 0)
     due = due | observed.outlier | ~state.calibrated
     due = due & observed.healthy & (observed.size > 0)
+    believed = due & state.calibrated & ~observed.outlier
+    seen = rule.look(state.memory, observed, state.learning_rate, believed)
+    observed = observed._replace(healthy=observed.healthy & seen.sound)
+    due = due & seen.sound
+
     trial, updates = fit_or_search(
       lambda u, at: estimate(value_fn, params, u, at, value, observed.slope),
       updates,
-      state.learning_rate,
+      seen.rate,
       state.averages,
       pending=due,
       searching=observed.outlier | ~state.calibrated,
@@ -213,26 +217,25 @@ def scale_by_gen(
       state, trial = forget_first_fit(rule, state, trial, outcome)
 
     # Momentum shows in the dense start, but not in its first step.
-    per_step = state.momentum_free & (state.count >= dense_start) & (every == 1)
-    rate, averages, accepted = next_rate(
-      rule, state, observed, trial, outcome, per_step
-    )
+    alone = (state.count >= dense_start) & (every == 1)
+    lesson = learn(rule, state, seen, observed, trial, outcome, alone)
 
-    emitted = jnp.where(outcome.fitted & trial.outlier, trial.rate, rate)
-    emitted = emitted * horizon_factor(horizon, state.count, rate.dtype)
+    emitted = jnp.where(outcome.fitted & trial.outlier, trial.rate, lesson.rate)
+    emitted = emitted * horizon_factor(horizon, state.count, emitted.dtype)
     emitted = jnp.where(outcome.taken, emitted, 0.0)
     # Zero whatever it was made of, for this step and for the fresh slope.
     updates = run_if(~outcome.taken, optax.tree.zeros_like, updates)
-    if fresh_slope:
-      state = remember_step(state, updates, emitted, trial, due, outcome)
-    found = report(trial.fit, accepted, ~outcome.taken)
+    usual = mean.value(state.averages.line).curvature
+    curvature = jnp.where(due, trial.fit.curvature, usual)
+    step = Taken(updates, emitted, curvature, outcome.taken, trial.outlier)
+    found = report(trial.fit, lesson.accepted, ~outcome.taken)
     kept = state.info._replace(skipped=~outcome.taken)
-    return trees.multiply(updates, emitted), state._replace(
+    return trees.multiply(updates, emitted), ScaleByGenState(
       count=trees.increment(state.count),
-      learning_rate=rate,
+      learning_rate=lesson.rate,
       calibrated=outcome.calibrated,
-      averages=averages,
-      follows=outcome.taken & ~trial.outlier & (observed.size > 0),
+      averages=lesson.averages,
+      memory=rule.follow(lesson.memory, state.memory, observed, step),
       info=optax.tree.where(due, found, kept),
     )
 

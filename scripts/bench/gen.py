@@ -7,7 +7,7 @@ the base step's, in units of one forward pass F. XLA counts the body of a loop
 once, whatever its number of trips. The loop that holds a fit makes one trip on
 a fitting step, so the count is that of a fitting step; `lax.map` over k probes
 makes k trips, so its count is short by k - 1 forward passes (marked *). What
-GeN refreshes on every eighth step (`gen_optax.gen.observe`) counts for an
+GeN refreshes on every eighth step (`gen_optax.gen.trace`) counts for an
 eighth: the step is compiled once more without it, and the difference divided.
 
 Memory is XLA's temporary buffers over the base step's, in copies of the
@@ -35,7 +35,7 @@ import optax
 from tqdm import tqdm
 
 import gen_optax
-from gen_optax.gen import observe
+from gen_optax.gen import trace
 from scripts.bench import gen_tables, gpt2
 from scripts.bench.programs import (
   CYCLE,
@@ -53,7 +53,7 @@ from scripts.common import tasks
 from scripts.gen import adapting
 
 EVERY = (1, 4, 8)
-WARM_CYCLES = -(-observe.FIRST_STEPS // CYCLE)  # until the first looks are over
+WARM_CYCLES = -(-trace.FIRST_STEPS // CYCLE)  # until the first looks are over
 PAPER_PASSES = 2  # forward passes of the paper's fit
 
 
@@ -144,7 +144,7 @@ def extra_cost(
   cost = step_cost(problem, optimizer)
   blind = step_cost(problem, without_refresh).flops
   looking = cost.flops - base.flops
-  flops = looking - (1 - 1 / observe.REFRESH_EVERY) * (cost.flops - blind)
+  flops = looking - (1 - 1 / trace.REFRESH_EVERY) * (cost.flops - blind)
   copy = 4 * problem.size
   return {
     "flops_in_forward": flops / forward.flops,

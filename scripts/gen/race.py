@@ -73,13 +73,23 @@ class Entrant(NamedTuple):
 
 
 def with_gen(base):
-  return lambda rate: gen_optax.generalized_newton(
-    base(1.0), learning_rate=rate
+  return lambda rate, **options: gen_optax.generalized_newton(
+    base(1.0), learning_rate=rate, **options
   )
 
 
-def with_paper_rule(base):
-  return lambda rate: optax.chain(base(1.0), gen_optax.scale_by_gen_paper(rate))
+# For a loss that is the same function at every step.
+GREEDY = dict(rule=gen_optax.greedy(), estimator="hvp", probes=(1.0,))
+
+
+def greedy(gen):
+  return lambda rate: gen(rate, **GREEDY)
+
+
+def with_paper_rule(base, **options):
+  return lambda rate: optax.chain(
+    base(1.0), gen_optax.scale_by_gen_paper(rate, **options)
+  )
 
 
 def pair_of(name: str, base, method: str) -> tuple[Entrant, ...]:
@@ -92,11 +102,24 @@ def pair_of(name: str, base, method: str) -> tuple[Entrant, ...]:
 
 
 def forms_of(name: str, base) -> tuple[Entrant, ...]:
-  """A base optimizer, its GeN form, and the paper's rule without and with."""
+  """A base optimizer, its GeN forms, and the paper's rules.
+
+  Algorithm 1 runs without and with a tuned initial rate, eq. 3.2 (gamma = 0)
+  with its estimator and with exact derivatives (GeN-HOD).
+  """
   paper = with_paper_rule(base)
+  untuned = lambda title, method, build: Entrant(
+    f"{title} {name}", method, build, INITIAL_RATES, False, name
+  )
+  gen = READY_MADE.get(name, with_gen(base))
+  fitted = with_paper_rule(base, smoothing=0.0)
+  exact = with_paper_rule(base, smoothing=0.0, estimator="hvp")
   return (
     *pair_of(name, base, "GeN"),
-    Entrant(f"paper {name}", "paper's rule", paper, INITIAL_RATES, False, name),
+    untuned("greedy", "GeN, greedy", greedy(gen)),
+    untuned("paper", "paper's rule", paper),
+    untuned("eq. 3.2", "eq. 3.2, fitted", fitted),
+    untuned("GeN-HOD", "eq. 3.2, exact", exact),
     Entrant(
       f"paper {name}, tuned",
       "paper's rule, tuned",

@@ -3,8 +3,10 @@
 Figures 6 and 7 and Appendix B.1 of the GeN paper (Bu and Xu, 2024). Every base
 optimizer runs with each rate of the paper's 18-value grid and keeps the best.
 Its GeN form gets no such search: it runs from three initial rates, 1e-6, 1e-2
-and 1, and is judged by the median of the three. The paper's own rule
-(Algorithm 1) runs from the same three, and also with its initial rate tuned.
+and 1, and is judged by the median of the three: with the default rule, and
+with the greedy one, which is meant for losses without noise. The paper's own
+rules run from the same three: Algorithm 1, which also has its initial rate
+tuned, and eq. 3.2, fitted or with exact derivatives (GeN-HOD).
 PSGD (an X-shaped preconditioner, which in two dimensions is a dense one, steps
 clipped to norm 1) joins with its rate tuned and with GeN behind it, and ELMO
 with exact eigenpairs and nothing to tune: its sigma starts at 1e-2, 1 and 100.

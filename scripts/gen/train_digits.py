@@ -241,7 +241,9 @@ def line_of_step(task, method, carry, rows):
   )
   gen = optax.tree.get(state, "ScaleByGenState")
   steps = gen.learning_rate * LINE_MULTIPLES
-  losses = line.losses(value_fn, params, gen.previous_update, steps, "map")
+  losses = line.losses(
+    value_fn, params, gen.memory.previous_update, steps, "map"
+  )
   return {
     "steps": steps,
     "losses": losses,
