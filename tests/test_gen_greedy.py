@@ -90,15 +90,19 @@ def test_a_wall_that_derivatives_do_not_see(estimator):
   assert line_of(walled, estimator, (1.0,), 1.0).finite
 
 
-def test_bounded_derivatives_go_deep_where_bare_ones_fail():
-  """From a start where the curvature along RMSProp's first step is small."""
+def test_bounded_derivatives_go_on_where_bare_ones_stop():
+  """AdaGrad on Rosenbrock: the worst of the four usual starts."""
   problem = gen_optax.problems.rosenbrock()
-  tx = gen_optax.generalized_newton(
-    optax.rmsprop(1.0),
-    rule=gen_optax.greedy(),
-    estimator="hvp",
-    probes=(1.0,),
-  )
-  loss = lambda w, t: problem.fn(w)
-  go = jax.jit(lambda w: run(tx, loss, w, 1000).params[-1])
-  assert problem.fn(go(jnp.asarray(problem.starts[0]))) < 1e-12
+
+  def worst(probes):
+    tx = gen_optax.generalized_newton(
+      optax.adagrad(1.0),
+      rule=gen_optax.greedy(),
+      estimator="hvp",
+      probes=probes,
+    )
+    loss = lambda w, t: problem.fn(w)
+    end = lambda w: problem.fn(run(tx, loss, w, 1000).params[-1])
+    return max(jax.jit(jax.vmap(end))(jnp.asarray(problem.starts)))
+
+  assert worst((1.0,)) < 0.01 and worst(None) > 0.1

@@ -64,7 +64,7 @@ def test_what_counts_in_the_path(taken, outlier, length):
   memory = NO_TRACE._replace(sum_sq_norms=jnp.float32(7.0))
   seen = Observation(0, None, None, None, jnp.float32(9.0), None, yes, ~yes)
   step = Taken(w, 1.0, 1.0, yes & taken, yes & outlier)
-  after = rule.GenRule().follow(memory, memory, seen, step)
+  after = rule.GenRule().follow(memory, seen, step)
   assert after.sum_sq_norms == length
   assert after.follows == (taken and not outlier)
 

@@ -206,8 +206,7 @@ def test_the_average_of_fresh_slopes():
       seen,
       trial_of(fit_of(1.0, 1.0)),
       jnp.float32(1.0),
-      first=False,
-      alone=False,
+      False,
     ).memory
   found = mean.value(memory.fresh_slope)
   np.testing.assert_allclose(found, (0.25 * 1 + 0.5 * 3) / 0.75, rtol=1e-6)

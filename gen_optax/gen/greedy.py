@@ -2,14 +2,15 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from gen_optax.gen import outliers
+from gen_optax.gen.fit import LineFit
 from gen_optax.gen.protocol import Lesson, Look
 from gen_optax.gen.search import MAX_RATE, MIN_RATE
 from gen_optax.gen.state import Parabola
-from gen_optax.helpers import mean
-from gen_optax.helpers.checks import check_in
+from gen_optax.helpers.checks import check_in, is_known
 
 
 class Greedy(NamedTuple):
@@ -32,45 +33,59 @@ class Greedy(NamedTuple):
   def check(self):
     """Raises `ValueError` on a constant that is out of its range."""
     check_in("smoothing", self.smoothing, 0, 1)
-    check_in("max_ratio", self.max_ratio, 1, jnp.inf)
+    check_ratio(self.max_ratio)
 
   def init(self, params, dtype) -> tuple:
     """Nothing."""
     del params, dtype
     return ()
 
-  def look(self, memory, observed, rate, due) -> Look:
-    """The rate to probe is the last one."""
-    del observed, due
-    return Look(memory, rate, True)
+  def look(self, memory, observed) -> Look:
+    """Nothing."""
+    del observed
+    return Look(memory, True)
 
-  def learn(
-    self, memory, averages, observed, trial, rate, *, first, alone
-  ) -> Lesson:
+  def learn(self, memory, averages, observed, trial, rate, alone) -> Lesson:
     """The optimum of the averages; the same where they go uphill."""
-    del observed, first, alone
+    del observed, alone
     fit = trial.fit
-    weight = outliers.weight(fit, averages, rate)
-    new = Parabola(weight * fit.slope, weight * fit.curvature)
-    averages = averages._replace(
-      line=mean.include(averages.line, new, self.smoothing)
-    )
-    slope, curvature = averages.line.sum
-    bends_up = curvature > 0
-    # The averages of a concave line promise anything: this line's optimum.
-    own = jnp.where(fit.curvature > 0, fit.optimum, jnp.inf)
-    optimum = slope / jnp.where(bends_up, curvature, 1.0)
-    optimum = jnp.where(bends_up, optimum, own)
-    optimum = jnp.clip(optimum, rate / self.max_ratio, rate * self.max_ratio)
-    accepted = slope > 0
-    optimum = jnp.clip(optimum, MIN_RATE, MAX_RATE)
-    rate = jnp.where(accepted, optimum, rate)
+    averages = outliers.include_line(averages, fit, rate, self.smoothing)
+    optimum = optimum_of(averages.line.sum, fit)
+    accepted = averages.line.sum.slope > 0
+    rate = jnp.where(accepted, moved(rate, optimum, self.max_ratio), rate)
     return Lesson(rate, averages, memory, accepted)
 
-  def follow(self, memory, before, observed, step) -> tuple:
+  def follow(self, memory, observed, step) -> tuple:
     """Nothing."""
-    del before, observed, step
+    del observed, step
     return memory
+
+
+def check_ratio(max_ratio):
+  """Raises `ValueError` unless the rate can move."""
+  check_in("max_ratio", max_ratio, 1, jnp.inf)
+  if is_known(max_ratio) and max_ratio == 1:
+    raise ValueError(
+      "max_ratio must be above 1, got 1: the rate could not move."
+    )
+
+
+def optimum_of(usual: Parabola, fit: LineFit) -> jax.Array:
+  """Where the averages have their minimum, else this line, else nowhere.
+
+  Ten times a rate that overshoots, step after step, leads beyond the reach of
+  any average: so this line's optimum where the averages bend down.
+  """
+  bends_up = usual.curvature > 0
+  optimum = usual.slope / jnp.where(bends_up, usual.curvature, 1.0)
+  own = jnp.where(fit.curvature > 0, fit.optimum, jnp.inf)
+  return jnp.where(bends_up, optimum, own)
+
+
+def moved(rate, optimum, max_ratio) -> jax.Array:
+  """The optimum, or as near to it as a move by `max_ratio` comes."""
+  optimum = jnp.clip(optimum, rate / max_ratio, rate * max_ratio)
+  return jnp.clip(optimum, MIN_RATE, MAX_RATE)
 
 
 def greedy(smoothing: float = 0.0) -> Greedy:

@@ -96,15 +96,14 @@ def learn(
     observed,
     trial,
     probed,
-    first=outcome.calibrated & ~state.calibrated,
-    alone=alone,
+    alone,
   )
   averages = optax.tree.where(outcome.fitted, lesson.averages, state.averages)
   averages = optax.tree.where(
     outcome.taken, outliers.include_size(averages, observed.size), averages
   )
-  shorter = jnp.maximum(seen.rate / rule.max_ratio, MIN_RATE)
-  kept = jnp.where(outcome.failed, shorter, seen.rate)
+  shorter = jnp.maximum(old / rule.max_ratio, MIN_RATE)
+  kept = jnp.where(outcome.failed, shorter, old)
   return Lesson(
     rate=jnp.where(outcome.fitted, lesson.rate, kept),
     averages=averages,

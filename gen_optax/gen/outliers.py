@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from gen_optax.gen.fit import LineFit
-from gen_optax.gen.state import Averages, usual_change
+from gen_optax.gen.state import Averages, Parabola, usual_change
 from gen_optax.guards import scale
+from gen_optax.helpers import mean
 
 # A fit that changes the loss by more than this many times the usual is an
 # outlier, and so is an update this many times longer than usual. One batch in
@@ -66,6 +67,13 @@ def include_size(averages: Averages, size) -> Averages:
   for good.
   """
   return averages._replace(size=scale.include(averages.size, size, FEW))
+
+
+def include_line(averages: Averages, fit: LineFit, rate, smoothing) -> Averages:
+  """Takes in a line that was fitted at `rate`, an outlier with less weight."""
+  share = weight(fit, averages, rate)
+  new = Parabola(share * fit.slope, share * fit.curvature)
+  return averages._replace(line=mean.include(averages.line, new, smoothing))
 
 
 def weight(fit: LineFit, averages: Averages, rate) -> jax.Array:

@@ -14,12 +14,10 @@ class Look(NamedTuple):
 
   Attributes:
     memory: the memory with this gradient, and what the step alone needs.
-    rate: the rate to probe.
     sound: whether what the rule computed is finite.
   """
 
   memory: Any
-  rate: jax.Array
   sound: jax.Array | bool
 
 
@@ -81,8 +79,8 @@ class Rule(Protocol):
   def init(self, params, dtype) -> Any:
     """The memory before the first step."""
 
-  def look(self, memory, observed: Observation, rate, due) -> Look:
-    """Before the fit; `due` says whether there is one at the rate to probe."""
+  def look(self, memory, observed: Observation) -> Look:
+    """Before the fit."""
 
   def learn(
     self,
@@ -91,8 +89,6 @@ class Rule(Protocol):
     observed: Observation,
     trial: Trial,
     rate,
-    *,
-    first,
     alone,
   ) -> Lesson:
     """From a fit at `rate`.
@@ -103,9 +99,8 @@ class Rule(Protocol):
       observed: before the fit.
       trial: the last trial.
       rate: the rate that was probed; of an outlier, the lasting one.
-      first: whether the first search found it.
       alone: whether the next step has a fit of its own.
     """
 
-  def follow(self, memory, before, observed: Observation, step: Taken) -> Any:
-    """The memory after a step, from that of the lesson and that before."""
+  def follow(self, memory, observed: Observation, step: Taken) -> Any:
+    """The memory after a step, from that of the lesson."""

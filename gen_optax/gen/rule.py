@@ -8,9 +8,10 @@ import optax
 
 from gen_optax.gen import outliers
 from gen_optax.gen.fit import LineFit
+from gen_optax.gen.greedy import check_ratio, moved, optimum_of
 from gen_optax.gen.observe import Observation
 from gen_optax.gen.protocol import Lesson, Look, Taken
-from gen_optax.gen.search import MAX_RATE, MIN_RATE, Trial
+from gen_optax.gen.search import Trial
 from gen_optax.gen.state import Averages, Parabola
 from gen_optax.gen.trace import Trace, no_trace, refresh
 from gen_optax.helpers import mean, trees
@@ -55,11 +56,7 @@ class GenRule(NamedTuple):
     check_in("smoothing", self.smoothing, 0, 1)
     check_in("fresh_smoothing", self.fresh_smoothing, 0, 1)
     check_in("distance_share", self.distance_share, 0, jnp.inf)
-    check_in("max_ratio", self.max_ratio, 1, jnp.inf)
-    if is_known(self.max_ratio) and self.max_ratio == 1:
-      raise ValueError(
-        "max_ratio must be above 1, got 1: the rate could not move."
-      )
+    check_ratio(self.max_ratio)
     if self.max_lead is not None:
       check_positive(max_lead=self.max_lead)
 
@@ -67,16 +64,15 @@ class GenRule(NamedTuple):
     """The memory before the first step."""
     return no_trace(params, dtype)
 
-  def look(self, memory: Trace, observed: Observation, rate, due) -> Look:
+  def look(self, memory: Trace, observed: Observation) -> Look:
     """The slope that this batch sees along the last step, and the distance."""
-    del due
-    dtype = rate.dtype
+    dtype = memory.max_distance.dtype
     # Before the fit, or the buffer of the previous update is copied.
     derivative = trees.vdot(observed.grad, memory.previous_update, dtype)
     leads = self.max_lead is not None
     if leads or not is_known(self.distance_share) or self.distance_share > 0:
       memory = refresh(memory, observed, leads)
-    return Look((memory, derivative), rate, jnp.isfinite(derivative))
+    return Look((memory, derivative), jnp.isfinite(derivative))
 
   def learn(
     self,
@@ -85,12 +81,9 @@ class GenRule(NamedTuple):
     observed: Observation,
     trial: Trial,
     rate,
-    *,
-    first,
     alone,
   ) -> Lesson:
     """The fresh slope, then `learn`."""
-    del first
     trace, derivative = memory
     # A step of length e along u met the curvature A: in this batch's eyes the
     # slope at its start was e A - <grad, u>.
@@ -105,9 +98,8 @@ class GenRule(NamedTuple):
     )
     return Lesson(rate, averages, trace, accepted)
 
-  def follow(self, memory: Trace, before, observed, step: Taken) -> Trace:
+  def follow(self, memory: Trace, observed, step: Taken) -> Trace:
     """What the next batch needs to tell the slope at the start of this step."""
-    del before
     # An outlier is no part of the path.
     counts = step.taken & ~step.outlier
     size = jnp.where(counts, observed.size, 0.0)
@@ -166,32 +158,23 @@ def learn(
     stays if the average slope points uphill.
   """
   first = averages.line.weight == 0
-  weight = outliers.weight(fit, averages, rate)
-  new = Parabola(weight * fit.slope, weight * fit.curvature)
-  line = mean.include(averages.line, new, rule.smoothing)
-  averages = averages._replace(line=line)
-  slope, curvature = line.sum
+  averages = outliers.include_line(averages, fit, rate, rule.smoothing)
+  slope, curvature = averages.line.sum
 
-  fresh = mean.value(trace.fresh_slope) * line.weight
+  fresh = mean.value(trace.fresh_slope) * averages.line.weight
   known = ~first & (trace.fresh_slope.weight > 0) & (slope > 0)
   noiseless = known & (fresh >= slope)
   least = distance_rate(rule, trace) * curvature
   slope = jnp.where(known, jnp.clip(fresh, least, slope), slope)
 
-  bends_up = curvature > 0
-  own = jnp.where(fit.curvature > 0, fit.optimum, jnp.inf)
-  optimum = slope / jnp.where(bends_up, curvature, 1.0)
+  optimum = optimum_of(Parabola(slope, curvature), fit)
   if rule.max_lead is not None:
-    per_step = per_step & noiseless & (fit.curvature > 0)
+    per_step = per_step & noiseless & (curvature > 0) & (fit.curvature > 0)
     # Beyond the averages' optimum the fit has not probed.
-    led = jnp.minimum(own, rule.max_lead * optimum)
+    led = jnp.minimum(fit.optimum, rule.max_lead * optimum)
     optimum = jnp.where(per_step, led, optimum)
-  # Ten times a rate that overshoots, step after step, leads beyond the reach
-  # of any average: so this line's optimum where it has one.
-  optimum = jnp.where(bends_up, optimum, own)
-  optimum = jnp.clip(optimum, rate / rule.max_ratio, rate * rule.max_ratio)
   accepted = slope > 0
-  new_rate = jnp.where(accepted, jnp.clip(optimum, MIN_RATE, MAX_RATE), rate)
+  new_rate = jnp.where(accepted, moved(rate, optimum, rule.max_ratio), rate)
   return new_rate, averages, accepted
 
 

@@ -194,15 +194,14 @@ def scale_by_gen(
     due = (state.count < dense_start) | (state.count % every == 0)
     due = due | observed.outlier | ~state.calibrated
     due = due & observed.healthy & (observed.size > 0)
-    believed = due & state.calibrated & ~observed.outlier
-    seen = rule.look(state.memory, observed, state.learning_rate, believed)
+    seen = rule.look(state.memory, observed)
     observed = observed._replace(healthy=observed.healthy & seen.sound)
     due = due & seen.sound
 
     trial, updates = fit_or_search(
       lambda u, at: estimate(value_fn, params, u, at, value, observed.slope),
       updates,
-      seen.rate,
+      state.learning_rate,
       state.averages,
       pending=due,
       searching=observed.outlier | ~state.calibrated,
@@ -235,7 +234,7 @@ def scale_by_gen(
       learning_rate=lesson.rate,
       calibrated=outcome.calibrated,
       averages=lesson.averages,
-      memory=rule.follow(lesson.memory, state.memory, observed, step),
+      memory=rule.follow(lesson.memory, observed, step),
       info=optax.tree.where(due, found, kept),
     )
 

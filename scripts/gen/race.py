@@ -72,18 +72,15 @@ class Entrant(NamedTuple):
   against: str | None = None
 
 
-def with_gen(base):
-  return lambda rate, **options: gen_optax.generalized_newton(
-    base(1.0), learning_rate=rate, **options
+def with_gen(name: str, base):
+  """Ready made where a chain's defaults are its own."""
+  return READY_MADE.get(name) or partial(
+    gen_optax.generalized_newton, base(1.0)
   )
 
 
 # For a loss that is the same function at every step.
 GREEDY = dict(rule=gen_optax.greedy(), estimator="hvp", probes=(1.0,))
-
-
-def greedy(gen):
-  return lambda rate: gen(rate, **GREEDY)
 
 
 def with_paper_rule(base, **options):
@@ -94,7 +91,7 @@ def with_paper_rule(base, **options):
 
 def pair_of(name: str, base, method: str) -> tuple[Entrant, ...]:
   """An optimizer with its rate tuned, and its GeN form, untuned."""
-  gen = READY_MADE.get(name, with_gen(base))
+  gen = with_gen(name, base)
   return (
     Entrant(name, "base", base, WIDE_GRID, tuned=True),
     Entrant(f"gen {name}", method, gen, INITIAL_RATES, False, name),
@@ -111,12 +108,12 @@ def forms_of(name: str, base) -> tuple[Entrant, ...]:
   untuned = lambda title, method, build: Entrant(
     f"{title} {name}", method, build, INITIAL_RATES, False, name
   )
-  gen = READY_MADE.get(name, with_gen(base))
+  greedy = partial(with_gen(name, base), **GREEDY)
   fitted = with_paper_rule(base, smoothing=0.0)
   exact = with_paper_rule(base, smoothing=0.0, estimator="hvp")
   return (
     *pair_of(name, base, "GeN"),
-    untuned("greedy", "GeN, greedy", greedy(gen)),
+    untuned("greedy", "GeN, greedy", greedy),
     untuned("paper", "paper's rule", paper),
     untuned("eq. 3.2", "eq. 3.2, fitted", fitted),
     untuned("GeN-HOD", "eq. 3.2, exact", exact),

@@ -3,9 +3,9 @@
 Small batches, rows that are seldom touched, bursts of wrong labels, a new task,
 a loss that changes its scale, gradients at another scale than the closure. Each
 of ours is compared with the best of Adam, momentum and Lion at two rates each,
-on the loss of what is held back, read at the parameters: at the end (the mean
-of the last tenth of forty evaluations) and at the worst (since the trouble
-began, or since a quarter of the run).
+on the loss of what is held back, all read at the parameters or all at their
+polynomial average: at the end (the mean of the last tenth of forty evaluations)
+and at the worst (since the trouble began, or since a quarter of the run).
 
     python -m scripts.league.troubles           three seeds
     python -m scripts.league.troubles --quick   one, a tenth of the steps
@@ -28,9 +28,9 @@ import gen_optax
 from scripts.common import cli, report
 from scripts.league.development import rare
 from scripts.league.development.families import FAMILIES
+from scripts.league.runner import EVALUATIONS, averages, interval
 from scripts.league.workload import Family
 
-EVALUATIONS = 40
 # What counts as the end.
 LAST = 4
 # Where a run that is not finite stands in a table.
@@ -163,7 +163,7 @@ class Carry(NamedTuple):
   average: Any
 
 
-def train(trouble: Trouble, tx, steps: int, seeds) -> dict:
+def train(trouble: Trouble, tx, seeds) -> dict:
   """Held-out losses of all seeds at forty steps, at parameters and average."""
   family = trouble.family
   form = family.form
@@ -171,8 +171,7 @@ def train(trouble: Trouble, tx, steps: int, seeds) -> dict:
     form = form._replace(batch_size=trouble.batch_size)
   workload = family.build(family.load(None), form)
   tx = optax.with_extra_args_support(tx)
-  averages = gen_optax.average_parameters()
-  each = max(1, steps // EVALUATIONS)
+  each = interval(trouble.steps)
 
   def step(carry, xs):
     count, key = xs
@@ -189,7 +188,7 @@ def train(trouble: Trouble, tx, steps: int, seeds) -> dict:
     updates, opt = tx.update(
       grad, carry.opt, carry.params, value=value, grad=grad, value_fn=value_fn
     )
-    average = averages.update(updates, carry.average, carry.params)[1]
+    average = averages().update(updates, carry.average, carry.params)[1]
     params = optax.apply_updates(carry.params, updates)
     return Carry(params, opt, average), None
 
@@ -210,7 +209,7 @@ def train(trouble: Trouble, tx, steps: int, seeds) -> dict:
   def run(seed):
     start_key, key = jax.random.split(jax.random.key(seed))
     params, _ = workload.init(start_key)
-    carry = Carry(params, tx.init(params), averages.init(params))
+    carry = Carry(params, tx.init(params), averages().init(params))
     counts = jnp.arange(EVALUATIONS * each)
     xs = counts, jax.random.split(key, len(counts))
     xs = jax.tree.map(lambda x: x.reshape(EVALUATIONS, each, *x.shape[1:]), xs)
@@ -225,7 +224,7 @@ def train(trouble: Trouble, tx, steps: int, seeds) -> dict:
   }
 
 
-def figures(record: dict, trouble: Trouble, where: str = "iterate"):
+def figures(record: dict, trouble: Trouble, where: str):
   """Mean end, worst loss and whether a seed ends above its start."""
   curves = np.asarray(record[where], float)
   curves = np.where(np.isfinite(curves), curves, np.inf)
@@ -236,12 +235,12 @@ def figures(record: dict, trouble: Trouble, where: str = "iterate"):
   return float(ends.mean()), float(worst.mean()), above
 
 
-def show(cases: dict, records: dict) -> str:
+def show(cases: dict, records: dict, where: str) -> str:
   """Ours in units of the best of the others: end / worst, * above the start."""
   rows, ratios = [], {name: [] for name in OURS}
   for case, trouble in cases.items():
     found = {
-      name: figures(records[f"{case}, {name}"], trouble)
+      name: figures(records[f"{case}, {name}"], trouble, where)
       for name in (*OTHERS, *OURS)
     }
     best = min(OTHERS, key=lambda name: found[name][0])
@@ -272,10 +271,9 @@ def main():
     for name, trouble in troubles().items()
     if not args.only or name in args.only
   }
-  share = 10 if args.quick else 1
   if args.quick:
     cases = {
-      name: case._replace(steps=case.steps // share)
+      name: case._replace(steps=case.steps // 10)
       for name, case in cases.items()
       if not case.begins
     }
@@ -287,11 +285,10 @@ def main():
     make = (OTHERS | OURS)[name]
     results.get(
       f"{case}, {name}",
-      lambda case=case, make=make: train(
-        cases[case], make(), cases[case].steps, seeds
-      ),
+      lambda case=case, make=make: train(cases[case], make(), seeds),
     )
-  print(show(cases, results.records))
+  for where in ("iterate", "average"):
+    print(f"\nRead at the {where}\n{show(cases, results.records, where)}")
   print(f"\nseeds {seeds}; records: {path}")
 
 
