@@ -122,6 +122,21 @@ def test_updates_that_grow_for_good_are_fitted_lazily_again():
   np.testing.assert_allclose(size, 2 * 3000.0**2, rtol=0.5)
 
 
+def test_a_step_whose_numbers_are_not_finite_leaves_a_tenth_of_the_rate():
+  tx = optax.chain(optax.sgd(1.0), gen_optax.scale_by_gen())
+  loss = lambda w: jnp.sum(SCALE * (w - 3.0) ** 2)
+  w = jnp.array([20.0, -9.0])
+  state = tx.init(w)
+  for _ in range(3):
+    w, state, _ = step(tx, loss, w, state)
+  rate = gen_state(state).learning_rate
+  grad = jax.grad(loss)(w)
+  _, state = tx.update(
+    grad, state, w, value=jnp.float32(np.nan), grad=grad, value_fn=loss
+  )
+  assert gen_state(state).learning_rate == rate / 10
+
+
 @pytest.mark.parametrize("estimator", ["forward", "hvp"])
 def test_an_exact_estimator_leaves_a_concave_start(estimator):
   """It sees no loss, and takes the given rate until the line bends up."""
