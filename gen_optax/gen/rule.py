@@ -169,7 +169,7 @@ def learn(
 
   optimum = optimum_of(Parabola(slope, curvature), fit)
   if rule.max_lead is not None:
-    per_step = per_step & noiseless & (curvature > 0) & (fit.curvature > 0)
+    per_step = per_step & noiseless & (fit.curvature > 0)
     # Beyond the averages' optimum the fit has not probed.
     led = jnp.minimum(fit.optimum, rule.max_lead * optimum)
     optimum = jnp.where(per_step, led, optimum)
