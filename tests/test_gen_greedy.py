@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from running import BASES, run
+from running import BASES, fit_of, run
 
 import gen_optax
-from gen_optax.gen import estimators
+from gen_optax.gen import estimators, greedy
+from gen_optax.gen.search import MAX_RATE, MIN_RATE
+from gen_optax.gen.state import Parabola
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -54,6 +56,35 @@ def test_greedy_goes_deep_on_a_loss_without_noise():
     go = jax.jit(lambda w, tx=tx: run(tx, loss, w, 1000).params[-1])
     ends[name] = float(problem.fn(go(jnp.array([-1.2, 1.0]))))
   assert ends["greedy"] < 1e-16 and ends["greedy"] < ends["default"]
+
+
+@pytest.mark.parametrize(
+  "usual, line, optimum",
+  [
+    ((1.0, 2.0), (1.0, 4.0), 0.5),
+    ((1.0, -2.0), (1.0, 4.0), 0.25),
+    ((1.0, 0.0), (1.0, 4.0), 0.25),
+    ((1.0, -2.0), (1.0, -4.0), np.inf),
+  ],
+)
+def test_where_averages_bend_down_this_line_decides(usual, line, optimum):
+  assert greedy.optimum_of(Parabola(*usual), fit_of(*line)) == optimum
+
+
+@pytest.mark.parametrize(
+  "rate, optimum, moved",
+  [
+    (1.0, 3.0, 3.0),
+    (1.0, 30.0, 10.0),
+    (1.0, 0.03, 0.1),
+    (MAX_RATE, np.inf, MAX_RATE),
+    (MIN_RATE, 0.0, MIN_RATE),
+  ],
+)
+def test_a_rate_moves_by_a_ratio_inside_what_float32_holds(
+  rate, optimum, moved
+):
+  assert greedy.moved(rate, optimum, 10.0) == moved
 
 
 # Exact derivatives that losses bound
